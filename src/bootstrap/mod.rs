@@ -1,0 +1,215 @@
+//! How a root tree is made: debootstrap, then updates and security, then a scrub. It knows neither cache nor disk.
+
+mod sources;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::guest::identity;
+use crate::report::{self, WithHint};
+use crate::rootdir::RootDir;
+use crate::settings::Settings;
+use crate::tool::Tool;
+
+/// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
+const MAX_BYTES: u64 = 64 << 20;
+
+const POLICY_RC_D: &str = "usr/sbin/policy-rc.d";
+
+/// Everything that shapes a tree, and what is needed to fetch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    pub suite: String,
+    pub arch: String,
+    /// debootstrap's last arguments.
+    pub mirror: Vec<String>,
+    pub components: Vec<String>,
+    pub extra_pkgs: Vec<String>,
+    /// How it is fetched: shapes nothing.
+    pub proxy: Option<String>,
+    /// What the shell settings exported; debootstrap sees it, as it always did.
+    pub exports: BTreeMap<OsString, OsString>,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// The release's code name: `trixie` also where the suite is `stable`.
+    pub codename: String,
+    /// Package to version.
+    pub packages: BTreeMap<String, String>,
+}
+
+impl Recipe {
+    /// The recipe that the settings describe.
+    pub fn of(settings: &Settings) -> Recipe {
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort();
+            names.dedup();
+            names
+        };
+        Recipe {
+            suite: settings.suite.clone(),
+            arch: settings.arch.clone(),
+            mirror: settings.mirror.clone(),
+            // The order of components is that of the admin's preference; of packages it means nothing.
+            components: settings.components.clone(),
+            extra_pkgs: sorted(&settings.extra_pkgs),
+            proxy: settings.proxy.clone(),
+            exports: settings.layers.exports.clone(),
+        }
+    }
+
+    /// One line per fact that shapes the tree: the same lines, the same tree (of its day).
+    pub fn shape(&self) -> String {
+        format!(
+            "bootstrapper debootstrap\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot no\n",
+            self.suite,
+            self.arch,
+            self.mirror.join(" "),
+            self.components.join(","),
+            self.extra_pkgs.join(",")
+        )
+    }
+
+    /// Environment for the programs that fetch and install.
+    fn env(&self) -> Vec<(OsString, OsString)> {
+        let mut env: Vec<(OsString, OsString)> = vec![
+            ("HOME".into(), "/root".into()),
+            ("DEBIAN_FRONTEND".into(), "noninteractive".into()),
+            ("DEBCONF_NONINTERACTIVE_SEEN".into(), "true".into()),
+        ];
+        for name in ["http_proxy", "https_proxy"] {
+            env.extend(self.proxy.as_ref().map(|proxy| (name.into(), proxy.into())));
+        }
+        env.extend(self.exports.iter().map(|(name, value)| (name.clone(), value.clone())));
+        env
+    }
+}
+
+/// Makes the tree in an empty directory, which is the root of a filesystem of its own.
+pub fn make(recipe: &Recipe, target: &Path) -> Result<Made> {
+    let root = RootDir::open(target)?;
+    let what = format!("bootstrapping {} {} with debootstrap", recipe.suite, recipe.arch);
+    report::long_step(&what, || debootstrap(recipe, &root, target))?;
+    let codename = codename(&root)?.unwrap_or_else(|| recipe.suite.clone());
+    report::long_step("adding updates", || sources::complete(recipe, &root, target, &codename))?;
+    report::step("scrubbing the tree", || scrub(&root))?;
+    Ok(Made { codename, packages: packages(&root)? })
+}
+
+fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
+    // No service may start in the chroot while packages install.
+    root.create_dir_all("usr/sbin", 0o755)?;
+    root.write(POLICY_RC_D, b"#!/bin/sh\nexit 101\n", 0o755)?;
+    let list = |option: &str, names: &[String]| {
+        (!names.is_empty()).then(|| format!("--{option}={}", names.join(",")))
+    };
+    let env = recipe.env();
+    let result = Tool::new("debootstrap")
+        .args(["--arch", recipe.arch.as_str()])
+        .args(list("include", &recipe.extra_pkgs))
+        .args(list("components", &recipe.components))
+        .arg(recipe.suite.as_str())
+        .arg(target)
+        .args(&recipe.mirror)
+        .envs(env.iter().map(|(n, v)| (n, v)))
+        .cwd("/")
+        .isolated()
+        .run();
+    if result.is_err() {
+        show_log(root);
+        return result
+            .hint("check suite, mirror, components and extra_pkgs, and that the mirror can be reached");
+    }
+    Ok(())
+}
+
+/// debootstrap's own log says what its last line does not.
+fn show_log(root: &RootDir) {
+    if let Ok(Some(log)) = root.read("debootstrap/debootstrap.log", MAX_BYTES) {
+        let lines: Vec<&[u8]> = log.split(|b| *b == b'\n').collect();
+        for line in &lines[lines.len().saturating_sub(15)..] {
+            report::tool_line(line);
+        }
+    }
+}
+
+/// `Codename:` of the release file that debootstrap verified.
+fn codename(root: &RootDir) -> Result<Option<String>> {
+    for name in root.list("var/lib/apt/lists", 1000)? {
+        let name = name.to_string_lossy().into_owned();
+        if !name.ends_with("Release") {
+            continue;
+        }
+        let bytes = root.read(format!("var/lib/apt/lists/{name}"), MAX_BYTES)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some(codename) = text.lines().find_map(|line| line.strip_prefix("Codename: ")) {
+            return Ok(Some(codename.trim().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// What an installation leaves and no guest should share: packages, lists, logs, keys, ids, seeds, the node's own
+/// resolver and name.
+fn scrub(root: &RootDir) -> Result<()> {
+    root.remove(POLICY_RC_D)?;
+    for dir in ["var/lib/apt/lists", "var/cache/apt/archives", "var/log/apt", "tmp", "var/tmp", "run"] {
+        root.clear_dir(dir)?;
+    }
+    for dir in ["var/cache/apt", "var/log"] {
+        root.remove_files(dir, |name| {
+            let name = name.as_encoded_bytes();
+            name.ends_with(b".bin") || name.ends_with(b".log") || name == b"faillog" || name == b"lastlog"
+        })?;
+    }
+    for dir in ["var/lib/dpkg", "var/cache/debconf", "etc"] {
+        root.remove_files(dir, |name| name.as_encoded_bytes().ends_with(b"-old"))?;
+    }
+    root.remove_files("etc/udev/rules.d", |name| name.as_encoded_bytes().ends_with(b"persistent-net.rules"))?;
+    for file in ["etc/hostname", "etc/resolv.conf", "root/.bash_history"] {
+        root.remove(file)?;
+    }
+    identity::scrub(root)
+}
+
+/// Installed packages, from dpkg's own status.
+fn packages(root: &RootDir) -> Result<BTreeMap<String, String>> {
+    let status = root
+        .read("var/lib/dpkg/status", MAX_BYTES)?
+        .context("reading the list of packages: var/lib/dpkg/status is missing")?;
+    Ok(parse_status(&String::from_utf8_lossy(&status)))
+}
+
+fn parse_status(text: &str) -> BTreeMap<String, String> {
+    let paragraphs = text.split("\n\n");
+    let field = |paragraph: &str, name: &str| {
+        paragraph.lines().find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_owned()))
+    };
+    paragraphs
+        .filter(|p| field(p, "Status:").is_some_and(|status| status.ends_with(" installed")))
+        .filter_map(|p| Some((field(p, "Package:")?, field(p, "Version:")?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_installed_packages_are_listed() {
+        let status = "Package: a\nStatus: install ok installed\nVersion: 1.0-1\n\n\
+                      Package: b\nStatus: deinstall ok config-files\nVersion: 2\n\n\
+                      Package: c\nStatus: install ok installed\nDescription: x\n y\nVersion: 3\n";
+        let packages = parse_status(status);
+        assert_eq!(
+            packages.into_iter().collect::<Vec<_>>(),
+            [("a".to_owned(), "1.0-1".to_owned()), ("c".to_owned(), "3".to_owned())]
+        );
+    }
+}

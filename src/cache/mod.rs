@@ -1,0 +1,421 @@
+//! The cache: a base tar per recipe, with a manifest beside it. The tar is the cache; all else is derived.
+//!
+//! `base-SUITE-ARCH-KEY.tar[.gz]` and `base-SUITE-ARCH-KEY.toml` are ours. `cache-SUITE-ARCH.tar` is made by hand
+//! or by the predecessor: it is used as it ever was, and never written. A file without its manifest, or a
+//! manifest without its file, is nothing: a publication that was cut short.
+
+mod manifest;
+mod publish;
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest, Sha256};
+
+use crate::bootstrap::Recipe;
+use crate::report::WithHint;
+use crate::{lock, signals};
+
+pub use manifest::Manifest;
+pub use publish::NewBase;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// How a cache file came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Made by this program.
+    Base,
+    /// Made by hand or by the predecessor.
+    Foreign,
+}
+
+/// A cache file that is there.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub kind: Kind,
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// Made or, without a manifest, last changed.
+    pub made: SystemTime,
+    pub suite: String,
+    pub arch: String,
+    /// None for a foreign file that nobody sealed.
+    pub manifest: Option<Manifest>,
+    /// A foreign file that its owner may not write never expires: an old promise.
+    pub owner_writable: bool,
+}
+
+impl Entry {
+    /// Whether it has outlived CLEAN_CACHE.
+    pub fn expired(&self, clean_days: Option<u32>) -> bool {
+        let sealed = self.manifest.as_ref().is_some_and(|manifest| manifest.sealed);
+        let kept = sealed || (self.kind == Kind::Foreign && !self.owner_writable);
+        let age = self.made.elapsed().unwrap_or_default();
+        !kept && clean_days.is_some_and(|days| age >= DAY * (days + 1))
+    }
+
+    /// The file's name without its directory.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Opens it for reading; it stays readable whatever a prune or refresh does meanwhile.
+    pub fn open(&self) -> Result<BaseTar> {
+        let shown = self.path.display();
+        let file = File::open(&self.path).with_context(|| format!("opening the cache file {shown}"))?;
+        let size_bytes = file.metadata()?.len();
+        Ok(BaseTar {
+            name: shown.to_string(),
+            file,
+            size_bytes,
+            digest: self.manifest.as_ref().map(|manifest| manifest.digest.clone()),
+            unpacked_bytes: self.manifest.as_ref().and_then(|manifest| manifest.unpacked_bytes),
+        })
+    }
+}
+
+/// A base tar that is open for reading.
+#[derive(Debug)]
+pub struct BaseTar {
+    /// For messages.
+    pub name: String,
+    file: File,
+    size_bytes: u64,
+    digest: Option<String>,
+    /// What its files need on a disk, where it is known.
+    pub unpacked_bytes: Option<u64>,
+}
+
+impl BaseTar {
+    /// The tar's bytes, from the start; told apart from gzip by its first bytes.
+    pub fn reader(&self) -> Result<Box<dyn Read + '_>> {
+        let mut magic = [0u8; 2];
+        let raw = ReadAt { file: &self.file, at: 0 };
+        let gzip =
+            self.file.read_at(&mut magic, 0).context("reading the cache file")? == 2 && magic == [0x1f, 0x8b];
+        Ok(if gzip {
+            Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 17, raw)))
+        } else {
+            Box::new(raw)
+        })
+    }
+
+    /// Bytes that the tree needs at least.
+    pub fn needed_bytes(&self) -> u64 {
+        self.unpacked_bytes.unwrap_or(self.size_bytes)
+    }
+
+    /// The size of the file itself.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Compares the file with its manifest; a file without one cannot be judged.
+    pub fn verify(&self) -> Result<()> {
+        let Some(expected) = &self.digest else { return Ok(()) };
+        let found = digest_of(&mut ReadAt { file: &self.file, at: 0 })?;
+        if found == *expected {
+            return Ok(());
+        }
+        Err(anyhow::anyhow!("the cache file {} is damaged: {found}, its manifest says {expected}", self.name))
+            .hint(format!("rm {}; the next create makes it anew, or `cache build` does now", self.name))
+    }
+}
+
+/// Reads a shared file without moving its position.
+struct ReadAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// `sha256:HEX` of all that a reader gives; a caught signal ends it.
+pub fn digest_of(reader: &mut dyn Read) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        signals::check()?;
+        match reader.read(&mut buffer).context("reading a cache file")? {
+            0 => return Ok(format!("sha256:{:x}", hash.finalize())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+/// The directory of the cache.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub dir: PathBuf,
+}
+
+/// The exclusive right to make one key's base; ends with the process.
+#[derive(Debug)]
+pub struct KeyLock(#[allow(dead_code, reason = "held, not read")] File);
+
+/// `base-trixie-amd64-0123456789abcdef`
+pub fn stem(recipe: &Recipe) -> String {
+    let digest = format!("{:x}", Sha256::digest(recipe.shape()));
+    let suite = recipe.suite.replace('/', "_");
+    format!("base-{suite}-{}-{}", recipe.arch, &digest[..16])
+}
+
+impl Store {
+    /// The store in `dir`, which need not exist yet.
+    pub fn new(dir: &Path) -> Store {
+        Store { dir: dir.to_owned() }
+    }
+
+    /// What a recipe is made from, if it is there and has not expired. A file made by hand comes first: whoever
+    /// put it there wants it used.
+    pub fn find(&self, recipe: &Recipe, clean_days: Option<u32>) -> Result<Option<Entry>> {
+        let foreign = format!("cache-{}-{}.tar", recipe.suite, recipe.arch);
+        let candidates = [self.entry(&foreign)?, self.entry(&format!("{}.toml", stem(recipe)))?];
+        Ok(candidates.into_iter().flatten().find(|entry| !entry.expired(clean_days)))
+    }
+
+    /// Every cache file, by name.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for name in self.names()? {
+            if is_foreign(&name) || (name.starts_with("base-") && name.ends_with(".toml")) {
+                entries.extend(self.entry(&name)?);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Files of ours that belong to no entry: publications cut short, and files that were replaced.
+    pub fn orphans(&self) -> Result<Vec<PathBuf>> {
+        let entries = self.entries()?;
+        let known = |name: &String| {
+            let used = entries.iter().any(|entry| {
+                entry.name() == *name
+                    || Some(name.as_str()) == manifest_path(&entry.path).file_name().and_then(|n| n.to_str())
+            });
+            used || !name.starts_with("base-") || name.ends_with(".lock")
+        };
+        Ok(self.names()?.into_iter().filter(|name| !known(name)).map(|name| self.dir.join(name)).collect())
+    }
+
+    /// Orphans whose key nobody is making at the moment.
+    pub fn idle_orphans(&self) -> Result<Vec<PathBuf>> {
+        let mut idle = Vec::new();
+        for orphan in self.orphans()? {
+            let name = file_name(&orphan);
+            let stem = name.split('.').next().unwrap_or(&name);
+            let lock_path = self.dir.join(format!("{stem}.lock"));
+            let busy = match File::open(&lock_path) {
+                Ok(file) => !lock::try_exclusive(&file)?,
+                Err(_) => false,
+            };
+            if !busy {
+                idle.push(orphan);
+            }
+        }
+        Ok(idle)
+    }
+
+    /// Waits for the right to make a recipe's base; says for whom it waits.
+    pub fn lock(&self, recipe: &Recipe, waiting: impl FnMut(&str)) -> Result<KeyLock> {
+        self.make_dir()?;
+        let path = self.dir.join(format!("{}.lock", stem(recipe)));
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
+            .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
+        lock::exclusive(&file, None, waiting)?;
+        Ok(KeyLock(file))
+    }
+
+    /// Makes the directory, readable by root alone: a tree may hold what its packages keep secret.
+    pub fn make_dir(&self) -> Result<()> {
+        if !self.dir.is_dir() {
+            std::fs::create_dir_all(&self.dir)
+                .with_context(|| format!("making the cache directory {}", self.dir.display()))?;
+            std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    }
+
+    /// Records that the administrator trusts a file as it is now: it never expires, and is checked at every use.
+    pub fn seal(&self, path: &Path) -> Result<Entry> {
+        let name = path.file_name().and_then(|name| name.to_str()).context("naming the file to seal")?;
+        let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let known = self.entries()?.into_iter().find(|entry| entry.name() == name);
+        if !is_foreign(name) && known.is_none() {
+            bail!("{name} is no cache file; expected a name like cache-SUITE-ARCH.tar");
+        }
+        if std::fs::canonicalize(path)?.parent() != Some(std::fs::canonicalize(&self.dir)?.as_path()) {
+            bail!("{} does not lie in the cache directory {}", path.display(), self.dir.display());
+        }
+        let digest = digest_of(&mut file)?;
+        let size_bytes = file.metadata()?.len();
+        let old = known.and_then(|entry| entry.manifest);
+        let (suite, arch) = foreign_names(name).unwrap_or_default();
+        let manifest = Manifest {
+            sealed: true,
+            digest,
+            size_bytes,
+            ..old.unwrap_or(Manifest::by_hand(suite, arch, name))
+        };
+        publish::write_manifest(&manifest_path(path), &manifest)?;
+        self.entry(name)?.or(self.entry(&file_name(&manifest_path(path)))?).context("reading the seal back")
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("reading the cache directory {}", self.dir.display()));
+            }
+        };
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The entry of a foreign tar or of one of our manifests; None where it is not there or not whole.
+    fn entry(&self, name: &str) -> Result<Option<Entry>> {
+        let path = self.dir.join(name);
+        let foreign = is_foreign(name);
+        let manifest_at = if foreign { manifest_path(&path) } else { path.clone() };
+        let manifest = Manifest::read(&manifest_at)?;
+        let tar = match (&manifest, foreign) {
+            (_, true) => path,
+            (Some(manifest), false) => self.dir.join(&manifest.file),
+            (None, false) => return Ok(None),
+        };
+        let Some(meta) = std::fs::metadata(&tar).ok().filter(|meta| meta.is_file()) else { return Ok(None) };
+        let (suite, arch) = match &manifest {
+            Some(manifest) => (manifest.suite.clone(), manifest.arch.clone()),
+            None => foreign_names(name).unwrap_or_default(),
+        };
+        Ok(Some(Entry {
+            kind: if foreign { Kind::Foreign } else { Kind::Base },
+            size_bytes: meta.len(),
+            made: manifest.as_ref().and_then(Manifest::made_at).unwrap_or(meta.modified()?),
+            owner_writable: meta.mode() & 0o200 != 0,
+            path: tar,
+            suite,
+            arch,
+            manifest,
+        }))
+    }
+}
+
+/// The manifest of a tar, sealed by hand or ours.
+pub fn manifest_path(tar: &Path) -> PathBuf {
+    let name = file_name(tar);
+    let stem = name.strip_suffix(".tar").or_else(|| name.strip_suffix(".tar.gz")).unwrap_or(&name);
+    // The name of one of ours also bears the build: base-SUITE-ARCH-KEY.BUILD.tar
+    let stem =
+        if stem.starts_with("base-") { stem.rsplit_once('.').map_or(stem, |(stem, _)| stem) } else { stem };
+    tar.with_file_name(format!("{stem}.toml"))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn is_foreign(name: &str) -> bool {
+    name.starts_with("cache-") && name.ends_with(".tar")
+}
+
+/// Suite and architecture in `cache-SUITE-ARCH.tar`.
+fn foreign_names(name: &str) -> Option<(String, String)> {
+    let middle = name.strip_prefix("cache-")?.strip_suffix(".tar")?;
+    let (suite, arch) = middle.rsplit_once('-')?;
+    Some((suite.to_owned(), arch.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn recipe() -> Recipe {
+        Recipe {
+            suite: "trixie".into(),
+            arch: "amd64".into(),
+            mirror: vec![],
+            components: vec![],
+            extra_pkgs: vec![],
+            proxy: None,
+            exports: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_key_covers_all_that_shapes_the_tree_and_nothing_else() {
+        let stems = [
+            recipe(),
+            Recipe { suite: "sid".into(), ..recipe() },
+            Recipe { arch: "i386".into(), ..recipe() },
+            Recipe { mirror: vec!["http://mirror.example.org/debian".into()], ..recipe() },
+            Recipe { components: vec!["main".into()], ..recipe() },
+            Recipe { extra_pkgs: vec!["vim".into()], ..recipe() },
+        ]
+        .map(|recipe| stem(&recipe));
+        let mut unique = stems.to_vec();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), stems.len());
+        assert_eq!(stem(&Recipe { proxy: Some("http://p:1".into()), ..recipe() }), stems[0]);
+    }
+
+    #[test]
+    fn a_file_made_by_hand_is_used_until_it_expires() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let path = dir.path().join("cache-trixie-amd64.tar");
+        std::fs::write(&path, b"x").unwrap();
+        let found = store.find(&recipe(), Some(14)).unwrap().unwrap();
+        assert_eq!(
+            (found.kind, found.suite.as_str(), found.arch.as_str()),
+            (Kind::Foreign, "trixie", "amd64")
+        );
+
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() - DAY * 15 - Duration::from_secs(60)).unwrap();
+        assert!(store.find(&recipe(), Some(14)).unwrap().is_none());
+        assert!(store.find(&recipe(), None).unwrap().is_some(), "CLEAN_CACHE=\"\" means never");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        assert!(store.find(&recipe(), Some(14)).unwrap().is_some(), "not writable by its owner");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let sealed = store.seal(&path).unwrap();
+        assert!(!sealed.expired(Some(0)), "sealed");
+        sealed.open().unwrap().verify().unwrap();
+        std::fs::write(&path, b"y").unwrap();
+        let error = store.find(&recipe(), Some(14)).unwrap().unwrap().open().unwrap().verify().unwrap_err();
+        assert!(format!("{error:#}").contains("is damaged"));
+    }
+
+    #[test]
+    fn a_manifest_without_its_tar_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let manifest = Manifest::by_hand("trixie".into(), "amd64".into(), "gone.tar");
+        publish::write_manifest(&dir.path().join(format!("{}.toml", stem(&recipe()))), &manifest).unwrap();
+        assert!(store.find(&recipe(), None).unwrap().is_none());
+        assert_eq!(store.orphans().unwrap().len(), 1);
+    }
+}

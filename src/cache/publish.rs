@@ -1,0 +1,158 @@
+//! A new cache file: written without a name, so that nothing is left of it if the program dies, flushed, and
+//! published under a name that was never used before. The manifest, which names the tar, comes last.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flate2::Compression as Level;
+use flate2::write::GzEncoder;
+use sha2::{Digest, Sha256};
+
+use super::manifest::now;
+use super::{BaseTar, Manifest, Store, stem};
+use crate::bootstrap::{Made, Recipe};
+use crate::nameless::{give_name, nameless};
+use crate::settings::Compression;
+
+/// A base tar while it is written.
+pub struct NewBase {
+    sink: Sink,
+    dir: PathBuf,
+}
+
+enum Sink {
+    Plain(BufWriter<Hashing>),
+    Gzip(GzEncoder<BufWriter<Hashing>>),
+}
+
+/// Digests what goes to the file.
+struct Hashing {
+    file: File,
+    hash: Sha256,
+    size_bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.size_bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Write for NewBase {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match &mut self.sink {
+            Sink::Plain(sink) => sink.write(bytes),
+            Sink::Gzip(sink) => sink.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match &mut self.sink {
+            Sink::Plain(sink) => sink.flush(),
+            Sink::Gzip(sink) => sink.flush(),
+        }
+    }
+}
+
+impl NewBase {
+    /// Begins a base tar in `dir`.
+    pub fn begin(dir: &Path, compression: Compression) -> Result<NewBase> {
+        let hashing = Hashing { file: nameless(dir)?, hash: Sha256::new(), size_bytes: 0 };
+        let buffered = BufWriter::with_capacity(1 << 20, hashing);
+        let sink = match compression {
+            Compression::None => Sink::Plain(buffered),
+            Compression::Gzip => Sink::Gzip(GzEncoder::new(buffered, Level::default())),
+        };
+        Ok(NewBase { sink, dir: dir.to_owned() })
+    }
+
+    /// Ends writing; the file can be read, but has no name and is not flushed.
+    pub fn finish(self, recipe: &Recipe, made: Made, unpacked_bytes: u64) -> Result<Finished> {
+        let context = "writing the cache file";
+        let (buffered, ending) = match self.sink {
+            Sink::Plain(sink) => (sink, "tar"),
+            Sink::Gzip(sink) => (sink.finish().context(context)?, "tar.gz"),
+        };
+        let hashing = buffered.into_inner().map_err(std::io::IntoInnerError::into_error).context(context)?;
+        let build = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let manifest = Manifest {
+            file: format!("{}.{build}.{ending}", stem(recipe)),
+            suite: recipe.suite.clone(),
+            codename: made.codename,
+            arch: recipe.arch.clone(),
+            mirror: recipe.mirror.clone(),
+            components: recipe.components.clone(),
+            extra_pkgs: recipe.extra_pkgs.clone(),
+            bootstrapper: "debootstrap".into(),
+            made: now(),
+            program: crate::VERSION.into(),
+            digest: format!("sha256:{:x}", hashing.hash.finalize()),
+            size_bytes: hashing.size_bytes,
+            unpacked_bytes: Some(unpacked_bytes),
+            sealed: false,
+            packages: made.packages,
+        };
+        Ok(Finished { file: hashing.file, manifest, dir: self.dir, stem: stem(recipe) })
+    }
+}
+
+/// A base tar that is whole.
+#[derive(Debug)]
+pub struct Finished {
+    file: File,
+    manifest: Manifest,
+    dir: PathBuf,
+    stem: String,
+}
+
+impl Finished {
+    /// Flushes it and gives it its name; what it replaces goes. Call with the key's lock held.
+    pub fn publish(&self, store: &Store) -> Result<()> {
+        self.file.sync_all().context("flushing the cache file")?;
+        give_name(&self.file, &self.dir.join(&self.manifest.file))?;
+        write_manifest(&self.dir.join(format!("{}.toml", self.stem)), &self.manifest)?;
+        for old in store.orphans()? {
+            let ours = old.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.stem));
+            if ours {
+                std::fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tar, to read from.
+    pub fn into_base(self) -> BaseTar {
+        BaseTar {
+            name: self.manifest.file,
+            size_bytes: self.manifest.size_bytes,
+            // It was written by this process a moment ago.
+            digest: None,
+            unpacked_bytes: self.manifest.unpacked_bytes,
+            file: self.file,
+        }
+    }
+}
+
+/// Writes a manifest beside its tar, replacing an earlier one in one step.
+pub fn write_manifest(path: &Path, manifest: &Manifest) -> Result<()> {
+    let context = || format!("writing {}", path.display());
+    let text = toml::to_string(manifest).with_context(context)?;
+    let dir = path.parent().with_context(context)?;
+    // Found as an orphan of its key, should the program die before the next line but two.
+    let prefix = format!("{}.", path.file_stem().unwrap_or_default().to_string_lossy());
+    let mut file =
+        tempfile::Builder::new().prefix(&prefix).suffix(".new").tempfile_in(dir).with_context(context)?;
+    file.write_all(text.as_bytes()).with_context(context)?;
+    file.as_file().sync_all().with_context(context)?;
+    file.persist(path).with_context(context)?;
+    File::open(dir).and_then(|dir| dir.sync_all()).with_context(context)
+}

@@ -1,0 +1,166 @@
+//! The file or block device that Ganeti names: opened, locked, measured, and refused where somebody else uses it.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+use rustix::fs::{major, minor};
+
+use crate::report::WithHint;
+use crate::{lock, sys};
+
+/// What a disk is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    File,
+    Block,
+}
+
+/// A disk that is ours: locked until it is dropped.
+#[derive(Debug)]
+pub struct Disk {
+    pub file: File,
+    pub path: PathBuf,
+    pub medium: Medium,
+    pub size_bytes: u64,
+    /// What the device itself calls a sector; 512 for a file.
+    pub sector_bytes: u32,
+}
+
+/// udev and blkid lock a block device for a moment when it changes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Disk {
+    /// Opens for writing. Refuses what is absent, is no disk, or is mounted, held or locked by others; nothing
+    /// is written.
+    pub fn open(path: &Path) -> Result<Disk> {
+        let shown = path.display();
+        let meta = std::fs::metadata(path)
+            .with_context(|| format!("opening the disk {shown}"))
+            .hint("gnt-instance activate-disks makes the disks of an instance appear on its node")?;
+        let medium = match meta.file_type() {
+            kind if kind.is_file() => Medium::File,
+            kind if kind.is_block_device() => Medium::Block,
+            _ => bail!("{shown} is neither a file nor a block device"),
+        };
+        if medium == Medium::Block {
+            refuse_held(path, meta.rdev())?;
+        }
+        refuse_looped(path, &meta)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .with_context(|| format!("opening the disk {shown} for writing"))?;
+        Disk::locked(file, path, medium)
+    }
+
+    /// Takes a file that has no name yet, and that nobody else can know.
+    pub fn of_new_file(file: File, path: &Path) -> Result<Disk> {
+        Disk::locked(file, path, Medium::File)
+    }
+
+    fn locked(file: File, path: &Path, medium: Medium) -> Result<Disk> {
+        let shown = path.display();
+        if !lock::exclusive(&file, Some(LOCK_PATIENCE), |_| {})? {
+            let who = lock::holder(&file).unwrap_or_else(|| "another process".into());
+            return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
+                .hint("another installation of this instance may be running; wait for it, or end it");
+        }
+        let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0, sector_bytes: 512 };
+        disk.size_bytes = disk.current_size_bytes()?;
+        if medium == Medium::Block {
+            disk.sector_bytes =
+                sys::sector_bytes(&disk.file).with_context(|| format!("measuring {shown}"))?;
+        }
+        Ok(disk)
+    }
+
+    /// Its size now; a hook that writes to a file with `>` changes it.
+    pub fn current_size_bytes(&self) -> Result<u64> {
+        let measured = match self.medium {
+            Medium::File => self.file.metadata().map(|meta| meta.len()).map_err(anyhow::Error::from),
+            Medium::Block => sys::block_size_bytes(&self.file).map_err(anyhow::Error::from),
+        };
+        measured.with_context(|| format!("measuring {}", self.path.display()))
+    }
+
+    /// Writes out and forgets what the page cache of the disk's own path holds: a direct-I/O loop over it does
+    /// not see that, and it would not see what the loop wrote.
+    pub fn flush_path_cache(&self) -> Result<()> {
+        self.file.sync_all().with_context(|| format!("flushing {}", self.path.display()))?;
+        match self.medium {
+            Medium::Block => {
+                sys::drop_block_cache(&self.file).with_context(|| format!("flushing {}", self.path.display()))
+            }
+            Medium::File => {
+                let advice = rustix::fs::Advice::DontNeed;
+                rustix::fs::fadvise(&self.file, 0, None, advice).context("dropping a file's page cache")
+            }
+        }
+    }
+}
+
+/// The kernel grants O_EXCL on a block device to one holder: a mount (in any namespace), md, device-mapper, swap.
+fn refuse_held(path: &Path, rdev: u64) -> Result<()> {
+    let probe = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path);
+    match probe {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            let by = holders(rdev);
+            Err(anyhow::anyhow!("the disk {} is in use{by}", path.display()))
+                .hint("shut the instance down, or unmount what is mounted from its disk")
+        }
+        Err(error) => Err(error).with_context(|| format!("opening the disk {}", path.display())),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// `: mounted on /x, held by dm-3`, as far as sysfs and our own mounts tell.
+fn holders(rdev: u64) -> String {
+    let id = format!("{}:{}", major(rdev), minor(rdev));
+    let sys_dir = PathBuf::from(format!("/sys/dev/block/{id}"));
+    let mut ids = vec![id];
+    let mut held: Vec<String> =
+        names(&sys_dir.join("holders")).iter().map(|n| format!("held by {n}")).collect();
+    for child in names(&sys_dir) {
+        let partition = sys_dir.join(&child);
+        if let Ok(id) = std::fs::read_to_string(partition.join("dev")) {
+            ids.push(id.trim().to_owned());
+            held.extend(names(&partition.join("holders")).iter().map(|n| format!("{child} held by {n}")));
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if fields.len() > 4 && ids.iter().any(|id| id == fields[2]) {
+            held.push(format!("mounted on {}", fields[4]));
+        }
+    }
+    if held.is_empty() { String::new() } else { format!(": {}", held.join(", ")) }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// A loop device over the same file or device means that somebody else works on it.
+fn refuse_looped(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    for name in names(Path::new("/sys/block")) {
+        if !name.starts_with("loop") || !Path::new("/sys/block").join(&name).join("loop").is_dir() {
+            continue;
+        }
+        let device = Path::new("/dev").join(&name);
+        let Ok(file) = File::open(&device) else { continue };
+        let Ok(info) = sys::loop_status(&file) else { continue };
+        if (info.device, info.inode) == (meta.dev(), meta.ino()) {
+            let device = device.display();
+            return Err(anyhow::anyhow!("the disk {} is in use: attached as {device}", path.display()))
+                .hint(format!("find out who uses {device}; `losetup -d {device}` detaches it"));
+        }
+    }
+    Ok(())
+}

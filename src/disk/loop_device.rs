@@ -1,0 +1,206 @@
+//! The loop driver: the one way to a device, over whatever Ganeti gives (file, LVM, DRBD, rbd).
+//!
+//! A device detaches itself when its last user is gone (AUTOCLEAR), so nothing is left after SIGKILL; PARTSCAN
+//! besides makes the kernel drop the partition nodes too. Its lock keeps udev off while it is attached.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+
+use super::{Disk, SECTOR_BYTES};
+use crate::report::{self, WithHint};
+use crate::sys::{self, Blkpg, LoopSetup, loop_flags};
+use crate::{lock, signals};
+
+/// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// How long the kernel gets to let go of the backing.
+const DETACH_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often a device is sought when others take the free ones.
+const ATTEMPTS: usize = 256;
+
+/// An attached loop device; detaches when dropped.
+#[derive(Debug)]
+pub struct LoopDevice {
+    file: File,
+    number: u32,
+    partitions: Vec<u32>,
+    /// What sysfs shows while it is attached to our backing.
+    backing_shown: String,
+}
+
+impl LoopDevice {
+    /// Attaches a whole disk, with sectors of 512 bytes and direct I/O where it can be had.
+    pub fn attach(disk: &Disk) -> Result<LoopDevice> {
+        let shown = disk.path.display();
+        LoopDevice::attach_file(&disk.file, direct_io_is_safe(&disk.file))
+            .with_context(|| format!("attaching {shown} to a loop device"))
+    }
+
+    /// Attaches a file that is not a guest's disk.
+    pub fn attach_file(backing: &File, direct_io: bool) -> Result<LoopDevice> {
+        let control = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/loop-control")
+            .context("opening /dev/loop-control")
+            .hint("modprobe loop")?;
+        for _ in 0..ATTEMPTS {
+            signals::check()?;
+            let number = sys::loop_get_free(&control)
+                .context("asking for a free loop device")
+                .hint("see /sys/module/loop/parameters/max_loop, and `losetup -a` for what is attached")?;
+            if let Some(device) = try_attach(number, backing, direct_io)? {
+                return Ok(device);
+            }
+        }
+        bail!("no loop device could be had in {ATTEMPTS} attempts; others take them as fast")
+    }
+
+    /// `/dev/loopN`
+    pub fn path(&self) -> PathBuf {
+        format!("/dev/loop{}", self.number).into()
+    }
+
+    /// `/dev/loopNpM`
+    pub fn partition_path(&self, number: u32) -> PathBuf {
+        format!("/dev/loop{}p{number}", self.number).into()
+    }
+
+    /// The device, open for reading and writing.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the kernel really does direct I/O on the backing.
+    pub fn direct_io(&self) -> bool {
+        self.sysfs("loop/dio").is_some_and(|text| text.trim() == "1")
+    }
+
+    /// Makes a partition appear as a node; nothing is written to the disk. Where the kernel's own parser was
+    /// first, an identical partition is accepted.
+    pub fn add_partition(&mut self, number: u32, start_bytes: u64, size_bytes: u64) -> Result<PathBuf> {
+        let node = self.partition_path(number);
+        match sys::blkpg(&self.file, Blkpg::Add, number, start_bytes, size_bytes) {
+            Ok(()) => {}
+            Err(Errno::EBUSY | Errno::EEXIST) => {
+                let name = format!("loop{}p{number}", self.number);
+                let sectors = |what: &str| self.sysfs(&format!("{name}/{what}"))?.trim().parse::<u64>().ok();
+                let there = (sectors("start"), sectors("size"));
+                let wanted = (Some(start_bytes / SECTOR_BYTES), Some(size_bytes / SECTOR_BYTES));
+                if there != wanted {
+                    bail!(
+                        "{} exists already, at another place: {there:?} sectors, not {wanted:?}",
+                        node.display()
+                    );
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("adding {}", node.display())),
+        }
+        self.partitions.push(number);
+        if !node.exists() {
+            return Err(anyhow::anyhow!("{} did not appear", node.display()))
+                .hint("/dev must be a devtmpfs, or a udev must run that makes the node");
+        }
+        Ok(node)
+    }
+
+    /// Waits for all writes, removes the partitions, detaches, and waits until the kernel has let go of the
+    /// backing: Ganeti's next step would find the volume busy otherwise.
+    pub fn finish(mut self) -> Result<()> {
+        let path = self.path();
+        self.file.sync_all().with_context(|| format!("flushing {}", path.display()))?;
+        for number in std::mem::take(&mut self.partitions) {
+            sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0)
+                .with_context(|| format!("removing {}", self.partition_path(number).display()))
+                .hint("a process still has the partition open; a hook may have left it there")?;
+        }
+        let (number, backing) = (self.number, self.backing_shown.clone());
+        drop(self);
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(200);
+        while shown_backing(number).is_some_and(|now| now == backing) {
+            if start.elapsed() > DETACH_PATIENCE {
+                let who = opened_by(&path);
+                return Err(anyhow::anyhow!("{} is still held{who}", path.display()))
+                    .hint("end what holds the device; it detaches by itself then");
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    fn sysfs(&self, what: &str) -> Option<String> {
+        std::fs::read_to_string(format!("/sys/block/loop{}/{what}", self.number)).ok()
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        for number in &self.partitions {
+            let _ = sys::blkpg(&self.file, Blkpg::Delete, *number, 0, 0);
+        }
+    }
+}
+
+/// One try with one device; None where somebody else was faster.
+fn try_attach(number: u32, backing: &File, direct_io: bool) -> Result<Option<LoopDevice>> {
+    let path = PathBuf::from(format!("/dev/loop{number}"));
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+        .hint("/dev must hold the loop devices: a devtmpfs, or a udev that makes the nodes")?;
+    if !lock::try_exclusive(&file)? {
+        std::thread::sleep(Duration::from_millis(5));
+        return Ok(None);
+    }
+    let dio = if direct_io { loop_flags::DIRECT_IO } else { 0 };
+    let setup = LoopSetup {
+        backing,
+        offset_bytes: 0,
+        size_limit_bytes: 0,
+        sector_bytes: SECTOR_BYTES as u32,
+        flags: loop_flags::AUTOCLEAR | loop_flags::PARTSCAN | dio,
+    };
+    match sys::loop_configure(&file, &setup) {
+        Ok(()) => {}
+        Err(Errno::EBUSY) => return Ok(None),
+        Err(Errno::EINVAL) if direct_io => return try_attach(number, backing, false),
+        Err(error) => return Err(error).with_context(|| format!("configuring {}", path.display())),
+    }
+    let backing_shown = shown_backing(number).unwrap_or_default();
+    let device = LoopDevice { file, number, partitions: Vec::new(), backing_shown };
+    let how = if device.direct_io() { "direct" } else { "buffered" };
+    report::detail(&format!("{} attached, {how} I/O", path.display()));
+    Ok(Some(device))
+}
+
+fn shown_backing(number: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()
+}
+
+fn direct_io_is_safe(backing: &File) -> bool {
+    rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
+}
+
+/// ` by process 4711 (name)` for whoever has a device open, as far as /proc tells.
+fn opened_by(device: &Path) -> String {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes.filter(|p| p.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
+        let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        if fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == device) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return format!(" by process {} ({})", process.file_name().to_string_lossy(), name.trim());
+        }
+    }
+    String::new()
+}

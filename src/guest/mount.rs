@@ -1,0 +1,158 @@
+//! Mounts in a namespace of our own: nobody else sees them, and they go when the process goes, however it ends.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::disk::Filesystem;
+use crate::report::WithHint;
+use crate::rootdir::RootDir;
+use crate::tool::Tool;
+use crate::{PROGRAM, sys};
+
+/// How long a busy mount is waited for.
+const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A private mount namespace with a place to mount things in.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: PathBuf,
+}
+
+impl Workspace {
+    /// Enters a mount namespace of our own: what the node mounts later is still seen here, what we mount is
+    /// seen by nobody else. Call before any thread exists.
+    pub fn enter() -> Result<Workspace> {
+        let dir = PathBuf::from("/run").join(PROGRAM);
+        unshare(CloneFlags::CLONE_NEWNS)
+            .context("entering a private mount namespace")
+            .hint("the program must run as root")?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+            .context("making the mount namespace private")?;
+        // Never removed: it is a mount point in the namespaces of other runs, whose mounts would go with it.
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        mount(Some(PROGRAM), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755,size=1m"))
+            .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
+        Ok(Workspace { dir })
+    }
+
+    /// The directory itself, a small tmpfs.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Mounts a device as `name` in the workspace.
+    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, options: &str) -> Result<Root> {
+        let target = self.dir.join(name);
+        std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+        let options = Some(options).filter(|o| !o.is_empty());
+        mount(Some(device), &target, Some(filesystem.name()), MsFlags::MS_NOATIME, options)
+            .with_context(|| format!("mounting {} as {filesystem}", device.display()))
+            .hint(format!("the node's kernel must know the filesystem: modprobe {filesystem}"))?;
+        // From here on the mount is owned: an error below unmounts it.
+        let guard = Mount { target };
+        let dir = RootDir::open(&guard.target)?;
+        Ok(Root { dir: Some(dir), mount: Some(guard) })
+    }
+}
+
+/// A mounted root tree; unmounts when dropped, but only [`Root::finish`] tells of errors.
+#[derive(Debug)]
+pub struct Root {
+    // Dropped in this order: an open directory would keep the mount busy.
+    dir: Option<RootDir>,
+    mount: Option<Mount>,
+}
+
+impl Root {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mount.as_ref().map_or(Path::new("/nonexistent"), |mount| &mount.target)
+    }
+
+    /// The tree, reached without following a link out of it.
+    pub fn dir(&self) -> Result<&RootDir> {
+        self.dir.as_ref().context("using a root that is unmounted")
+    }
+
+    /// Bytes that the filesystem can still take.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let fs = rustix::fs::statvfs(self.path()).context("asking for the free space")?;
+        Ok(fs.f_bavail * fs.f_frsize)
+    }
+
+    /// Bytes that files and directories take.
+    pub fn used_bytes(&self) -> Result<u64> {
+        let fs = rustix::fs::statvfs(self.path()).context("asking for the used space")?;
+        Ok((fs.f_blocks - fs.f_bfree) * fs.f_frsize)
+    }
+
+    /// Sets the filesystem's label while it is mounted.
+    pub fn set_label(&self, device: &Path, filesystem: Filesystem, label: &str) -> Result<()> {
+        let mount_point = File::open(self.path()).context("opening the mount point")?;
+        match sys::set_fs_label(&mount_point, label) {
+            Ok(()) => Ok(()),
+            // Before Linux 5.17 ext4 has no such call; its tool writes to a mounted device.
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem.is_ext() => {
+                Tool::new("tune2fs").args(["-L", label]).arg(device).run()
+            }
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem == Filesystem::Btrfs => {
+                Tool::new("btrfs").args(["filesystem", "label"]).arg(self.path()).arg(label).run()
+            }
+            Err(error) => Err(error).context("setting the filesystem's label"),
+        }
+    }
+
+    /// Writes everything out and unmounts; what could not be written is an error.
+    pub fn finish(mut self) -> Result<()> {
+        let target = self.path().to_owned();
+        let dir = File::open(&target).context("opening the mount point")?;
+        rustix::fs::syncfs(&dir).with_context(|| format!("flushing {}", target.display()))?;
+        drop(dir);
+        self.dir = None;
+        match self.mount.take() {
+            Some(mount) => mount.unmount(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One mount point.
+#[derive(Debug)]
+struct Mount {
+    target: PathBuf,
+}
+
+impl Mount {
+    fn unmount(self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
+                // EINVAL: it is no mount point any more, a hook unmounted it.
+                Ok(()) | Err(Errno::EINVAL) => break,
+                Err(Errno::EBUSY) if start.elapsed() < UMOUNT_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("unmounting {}", self.target.display()))
+                        .hint("a process that a hook left running holds the guest's files open");
+                }
+            }
+        }
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: the error that brought us here matters more than who still looks.
+        let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+}

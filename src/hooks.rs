@@ -1,0 +1,206 @@
+//! The admin's hooks: which, in which order, with which environment, and what their failure means.
+//!
+//! They are root code of the node and keep its capabilities, /tmp and /dev; a PID and a mount namespace of their
+//! own end what they leave behind.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::init::Job;
+use crate::plan::HookPlan;
+use crate::report::{self, WithHint};
+use crate::request::{Context, Instance};
+use crate::settings::Settings;
+use crate::settings::table::KEYS;
+use crate::tool::{self, Tool};
+
+/// Where the disk and the tree are while hooks run.
+pub struct Stage<'a> {
+    /// The mounted root.
+    pub target: &'a Path,
+    /// The whole disk, with its partitions as nodes.
+    pub disk: &'a Path,
+    /// The root's device.
+    pub root_device: &'a Path,
+    /// A directory of this run that hooks may read.
+    pub workspace: &'a Path,
+}
+
+/// What a hook sees: everything that Ganeti gave, what the shell settings export, and the documented variables.
+pub fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsString)> {
+    let mut env = context.env.clone();
+    env.extend(settings.layers.exports.clone());
+    env.entry("PATH".into()).or_insert_with(|| tool::DEFAULT_PATH.into());
+    let mut set = |name: &str, value: &str| drop(env.insert(name.into(), value.into()));
+    set("SUITE", &settings.suite);
+    set("ARCH", &settings.arch);
+    set("PARTITION_STYLE", settings.partition_style.name());
+    set("EXTRA_PKGS", settings.text("extra_pkgs"));
+    if let Some(proxy) = &settings.proxy {
+        set("http_proxy", proxy);
+        set("https_proxy", proxy);
+    }
+    env.into_iter().collect()
+}
+
+/// Settings as shell assignments: what a hook that sources common.sh finds as plain variables.
+pub fn shell_settings(context: &Context, instance: &Instance, settings: &Settings, stage: &Stage) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let mut text = String::new();
+    for key in KEYS {
+        if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {
+            let value = match value.text.as_str() {
+                "true" => "yes",
+                "false" => "no",
+                other => other,
+            };
+            text += &format!("{legacy}={}\n", quoted(value));
+        }
+    }
+    let paths = [
+        ("CACHE_DIR", context.places.cache_dir.as_path()),
+        ("blockdev", stage.disk),
+        ("filesystem_dev", stage.root_device),
+    ];
+    for (name, path) in paths {
+        text += &format!("{name}={}\n", quoted(&path.to_string_lossy()));
+    }
+    text += &format!("ARCH={}\ninstance={}\n", quoted(&settings.arch), quoted(instance.name.full()));
+    text
+}
+
+/// The hooks of a directory in run-parts' order: executable files whose names are letters, digits, `_` and `-`.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("reading the hooks in {}", dir.display())),
+    };
+    let is_hook = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let good_name = !name.is_empty() && name.chars().all(plain);
+        let meta = std::fs::metadata(path);
+        good_name && meta.is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    let mut hooks: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_hook).collect();
+    hooks.sort();
+    Ok(hooks)
+}
+
+/// Runs all hooks; all run even after one fails, unless the plan says otherwise, then it is an error.
+pub fn run(
+    plan: &HookPlan,
+    context: &Context,
+    instance: &Instance,
+    settings: &Settings,
+    stage: &Stage,
+) -> Result<()> {
+    let Some(dir) = &plan.dir else { return Ok(()) };
+    let hooks = list(dir)?;
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let shell = shell_settings(context, instance, settings, stage);
+    std::fs::write(stage.workspace.join("settings.sh"), shell)
+        .context("writing settings.sh for the hooks")?;
+    let mut env = environment(context, settings);
+    let stage_vars = [("TARGET", stage.target), ("BLOCKDEV", stage.disk), ("FSYSDEV", stage.root_device)];
+    env.extend(stage_vars.map(|(name, path)| (name.into(), path.into())));
+    report::long_step(&format!("running {} hooks of {}", hooks.len(), dir.display()), || {
+        let cwd = &context.places.os_dir;
+        let ended = if plan.namespace {
+            let commands = hooks.iter().map(|hook| vec![hook.clone().into_os_string()]).collect();
+            let job = Job { commands, fail_fast: plan.fail_fast, ..Job::default() };
+            tool::run_sequence(job, &env, cwd)?
+        } else {
+            run_in_the_open(&hooks, plan.fail_fast, &env, cwd)?
+        };
+        judge(&hooks, &ended)
+    })
+}
+
+/// Without namespaces, as it was before there were any: what a hook starts may live on.
+fn run_in_the_open(
+    hooks: &[PathBuf],
+    fail_fast: bool,
+    env: &[(OsString, OsString)],
+    cwd: &Path,
+) -> Result<Vec<(usize, i32)>> {
+    let mut ended = Vec::new();
+    for (index, hook) in hooks.iter().enumerate() {
+        let result = Tool::new(hook).envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
+        let status = match result {
+            Ok(()) => 0,
+            Err(error) => match error.downcast_ref::<tool::ToolError>() {
+                Some(tool::ToolError::Status(_, status, _)) => *status,
+                Some(tool::ToolError::Signal(_, signal, _)) => 128 + signal,
+                _ => return Err(error),
+            },
+        };
+        ended.push((index, status));
+        if status != 0 && fail_fast {
+            break;
+        }
+    }
+    Ok(ended)
+}
+
+fn judge(hooks: &[PathBuf], ended: &[(usize, i32)]) -> Result<()> {
+    let name = |index: usize| hooks.get(index).map_or(String::new(), |hook| hook.display().to_string());
+    let failed: Vec<String> = ended
+        .iter()
+        .filter(|(_, status)| *status != 0)
+        .map(|(index, status)| match status {
+            127 => format!("the hook {} could not be started", name(*index)),
+            129.. => format!("the hook {} was ended by signal {}", name(*index), status - 128),
+            _ => format!("the hook {} ended with exit status {status}", name(*index)),
+        })
+        .collect();
+    if failed.is_empty() {
+        if ended.len() < hooks.len() {
+            bail!("only {} of {} hooks ran", ended.len(), hooks.len());
+        }
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("{}", failed.join("\n  ")))
+        .hint("what a hook printed stands above; `keep_failed = true` leaves the disk to look at")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_are_chosen_and_ordered_as_run_parts_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode: u32| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "#!/bin/sh\n").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (name, mode) in
+            [("b", 0o755), ("A", 0o755), ("10-x_y", 0o700), ("c.sh", 0o755), ("d~", 0o755), ("e", 0o644)]
+        {
+            make(name, mode);
+        }
+        std::fs::create_dir(dir.path().join("confdata")).unwrap();
+        std::os::unix::fs::symlink("b", dir.path().join("link")).unwrap();
+        let names: Vec<_> =
+            list(dir.path()).unwrap().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["10-x_y", "A", "b", "link"]);
+        assert!(list(&dir.path().join("absent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn each_failed_hook_is_named() {
+        let hooks = [PathBuf::from("/h/a"), "/h/b".into(), "/h/c".into()];
+        let error = judge(&hooks, &[(0, 3), (1, 0), (2, 137)]).unwrap_err();
+        let text = format!("{:?}", error.root_cause().to_string());
+        assert!(text.contains("/h/a ended with exit status 3"), "{text}");
+        assert!(text.contains("/h/c was ended by signal 9"), "{text}");
+    }
+}

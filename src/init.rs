@@ -1,0 +1,166 @@
+//! The init of a PID namespace: the bootstrap, commands in a chroot and each run of the hooks get one.
+//!
+//! The program starts itself again under [`ARGV0`]. That process is pid 1 of a new PID namespace and alone in a
+//! new mount namespace: it gives it its own /proc, runs the commands one after the other, reaps what is
+//! orphaned and ends; with it the kernel kills whatever a command left behind. A command cannot kill it
+//! (pid 1 gets no signal from inside), and it dies with the program that started it.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::{report, sys};
+
+/// What `main` knows this role by.
+pub const ARGV0: &str = "ganeti-instance-debootstrap: init";
+
+/// The status that says init itself failed, not a command.
+pub const INIT_FAILED: u8 = 125;
+
+/// What init is asked to do; travels as its argv.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Job {
+    /// chroot(2) there before each command; its /proc is mounted too.
+    pub chroot: Option<PathBuf>,
+    /// Stop at the first command that fails.
+    pub fail_fast: bool,
+    /// A descriptor that gets one line per command as it ends: `INDEX STATUS`.
+    pub status_fd: Option<i32>,
+    /// Each a program with its arguments.
+    pub commands: Vec<Vec<OsString>>,
+}
+
+impl Job {
+    /// One command.
+    pub fn single(argv: Vec<OsString>) -> Job {
+        Job { commands: vec![argv], ..Job::default() }
+    }
+
+    /// The arguments that [`Job::from_argv`] reads.
+    pub fn to_argv(&self) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec![
+            self.chroot.clone().unwrap_or_default().into(),
+            (if self.fail_fast { "fail-fast" } else { "all" }).into(),
+            self.status_fd.unwrap_or(-1).to_string().into(),
+        ];
+        for command in &self.commands {
+            argv.push(command.len().to_string().into());
+            argv.extend(command.iter().cloned());
+        }
+        argv
+    }
+
+    fn from_argv(mut argv: impl Iterator<Item = OsString>) -> Option<Job> {
+        let chroot = argv.next()?;
+        let fail_fast = argv.next()? == "fail-fast";
+        let status_fd: i32 = argv.next()?.to_str()?.parse().ok()?;
+        let mut commands = Vec::new();
+        while let Some(count) = argv.next() {
+            let count: usize = count.to_str()?.parse().ok()?;
+            commands.push((0..count).map(|_| argv.next()).collect::<Option<Vec<_>>>()?);
+        }
+        Some(Job {
+            chroot: (!chroot.is_empty()).then(|| chroot.into()),
+            fail_fast,
+            status_fd: (status_fd >= 0).then_some(status_fd),
+            commands,
+        })
+    }
+}
+
+/// The life of init; `argv` without its name. Exit status: that of the last command that failed, else 0.
+pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(job) = Job::from_argv(argv) else {
+        report::line("init: called by hand; it is a part of this program and needs no call");
+        return ExitCode::from(2);
+    };
+    match run(&job) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            report::line(&format!("{error:#}"));
+            ExitCode::from(INIT_FAILED)
+        }
+    }
+}
+
+fn run(job: &Job) -> Result<u8> {
+    // Nothing that is mounted from here on is seen outside; what the node mounts is still seen here.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .context("making the mount namespace private")?;
+    mount_proc(Path::new("/proc"))?;
+    if let Some(root) = &job.chroot {
+        mount_proc(&root.join("proc"))?;
+    }
+    let mut status_file = job.status_fd.map(sys::adopt_fd);
+    let mut worst = 0;
+    for (index, command) in job.commands.iter().enumerate() {
+        let status = run_one(job, command)?;
+        if let Some(file) = &mut status_file {
+            writeln!(file, "{index} {status}").context("reporting a command's status")?;
+        }
+        if status != 0 {
+            worst = status;
+            if job.fail_fast {
+                break;
+            }
+        }
+    }
+    Ok(worst)
+}
+
+fn mount_proc(at: &Path) -> Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), at, Some("proc"), flags, None::<&str>)
+        .with_context(|| format!("mounting proc on {}", at.display()))
+}
+
+/// Runs one command and reaps everything that ends meanwhile. 128 + N for signal N, 127 where it cannot start.
+fn run_one(job: &Job, argv: &[OsString]) -> Result<u8> {
+    let Some((program, arguments)) = argv.split_first() else { bail!("an empty command") };
+    #[allow(clippy::disallowed_methods, reason = "init is the other end of tool.rs")]
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("clearing the signal mask")?;
+    if let Some(root) = &job.chroot {
+        sys::chroot_before_exec(&mut command, root.clone());
+    }
+    let child = match command.spawn() {
+        Ok(child) => Pid::from_raw(child.id() as i32),
+        Err(error) => {
+            report::line(&format!("running {}: {error}", program.to_string_lossy()));
+            return Ok(127);
+        }
+    };
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => return Ok(status as u8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Ok(128 + signal as i32 as u8),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("waiting for a command"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_survives_its_argv() {
+        let job = Job {
+            chroot: Some("/target".into()),
+            fail_fast: true,
+            status_fd: Some(7),
+            commands: vec![vec!["a".into(), "".into(), "b c".into()], vec!["d".into()]],
+        };
+        assert_eq!(Job::from_argv(job.to_argv().into_iter()), Some(job));
+        assert_eq!(Job::from_argv(["/x".into()].into_iter()), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! The OS definition that installs Debian guests on a Ganeti cluster.
+//!
+//! Ganeti's node daemon runs one binary under five names. Each run turns an environment into a typed
+//! [`request`], the request plus layered [`settings`] into a [`plan`], and the plan into a disk. The verbs in
+//! [`verbs`] read as stories; ARCHITECTURE.md holds the map of the house and the invariants.
+
+pub mod bootstrap;
+pub mod cache;
+pub mod cli;
+pub mod disk;
+pub mod guest;
+pub mod hooks;
+pub mod init;
+pub mod lock;
+pub mod nameless;
+pub mod plan;
+pub mod report;
+pub mod request;
+pub mod rootdir;
+pub mod settings;
+pub mod signals;
+pub mod sys;
+pub mod tool;
+pub mod tree;
+pub mod verbs;
+
+/// The program's name: in messages, in paths, as the binary.
+pub const PROGRAM: &str = "ganeti-instance-debootstrap";
+/// The program's version, from Cargo.toml.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

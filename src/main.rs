@@ -1,0 +1,64 @@
+//! The entry: which verb it is, what the process is set up with, and how it ends. Alone chooses the exit status.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use ganeti_instance_debootstrap::cli::Cli;
+use ganeti_instance_debootstrap::request::{Verb, process_env};
+use ganeti_instance_debootstrap::signals::{self, Interrupted};
+use ganeti_instance_debootstrap::verbs::{self, Outcome};
+use ganeti_instance_debootstrap::{init, report, sys};
+
+/// Done.
+const DONE: u8 = 0;
+/// The verb failed; its log says why.
+const FAILED: u8 = 1;
+/// It was called in a way that means nothing.
+const WRONG_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    sys::cloexec_inherited();
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if name == init::ARGV0 {
+        return init::main(args);
+    }
+    // noded's umask is 0077; it must not leak into a guest.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    if let Err(error) = signals::catch() {
+        report::error(&error);
+        return ExitCode::from(FAILED);
+    }
+    let cli = match Cli::try_parse_from(as_subcommand(name, args)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let _ = error.print();
+            return ExitCode::from(if asked { DONE } else { WRONG_USAGE });
+        }
+    };
+    match verbs::run(&cli.command, process_env()) {
+        Ok(Outcome::Done) => ExitCode::from(DONE),
+        Ok(Outcome::No) => ExitCode::from(FAILED),
+        Ok(Outcome::Usage) => ExitCode::from(WRONG_USAGE),
+        Err(error) => {
+            report::error(&error);
+            if let Some(Interrupted(signal)) = error.downcast_ref::<Interrupted>() {
+                let _ = signal_hook::low_level::emulate_default_handler(*signal);
+            }
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Called as `create` and the like, the name is the verb.
+fn as_subcommand(name: OsString, args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let verb = Path::new(&name).file_name().and_then(Verb::from_name);
+    let mut argv = vec![name];
+    argv.extend(verb.map(|verb| verb.name().into()));
+    argv.extend(args);
+    argv
+}

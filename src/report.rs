@@ -1,0 +1,224 @@
+//! What the program says while it works: steps with their times, warnings, progress. It alone writes to stderr,
+//! ASCII only: Ganeti replaces a message with a stray byte in it by a codec error.
+//!
+//! A log gets plain lines; a terminal gets a spinner for what takes long.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::signals;
+
+#[derive(Default)]
+struct State {
+    debug: bool,
+    terminal: bool,
+    spinner: Option<ProgressBar>,
+}
+
+static STATE: OnceLock<Mutex<State>> = OnceLock::new();
+
+fn state() -> MutexGuard<'static, State> {
+    let fresh = || Mutex::new(State { terminal: std::io::stderr().is_terminal(), ..State::default() });
+    STATE.get_or_init(fresh).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// DEBUG_LEVEL of 1 and more adds the commands.
+pub fn set_debug(debug: bool) {
+    state().debug = debug;
+}
+
+/// Printable ASCII as it is, tabs as blanks, the rest as `?`; bytes of escape sequences lose their power.
+pub fn ascii(text: &[u8]) -> String {
+    let clean = |byte: &u8| match byte {
+        b' '..=b'~' => char::from(*byte),
+        b'\t' => ' ',
+        _ => '?',
+    };
+    text.iter().map(clean).collect()
+}
+
+/// One line on stderr, whatever the text holds; line breaks in it stay.
+pub fn line(text: &str) {
+    let state = state();
+    let print = || {
+        let mut out = String::new();
+        for part in text.trim_end().split('\n') {
+            let _ = writeln!(out, "{}", ascii(part.as_bytes()));
+        }
+        // A closed stderr must not stop an installation.
+        let _ = std::io::stderr().lock().write_all(out.as_bytes());
+    };
+    match &state.spinner {
+        Some(spinner) => spinner.suspend(print),
+        None => print(),
+    }
+}
+
+/// A fact that an admin should know although the work goes on.
+pub fn warning(text: &str) {
+    line(&format!("warning: {text}"));
+}
+
+/// Shown only with DEBUG_LEVEL of 1 or more.
+pub fn detail(text: &str) {
+    let debug = state().debug;
+    if debug {
+        line(&format!("    + {text}"));
+    }
+}
+
+/// A line that a tool printed: into the log, or beside the spinner on a terminal.
+pub fn tool_line(text: &[u8]) {
+    let text = ascii(text);
+    let state_now = state();
+    match &state_now.spinner {
+        Some(spinner) => spinner.set_message(text.chars().take(60).collect::<String>()),
+        None => {
+            drop(state_now);
+            line(&format!("    | {text}"));
+        }
+    }
+}
+
+/// Seconds, as they stand before a step.
+fn seconds(elapsed: Duration) -> String {
+    format!("{:8.2} s", elapsed.as_secs_f64())
+}
+
+/// A step that is over in a moment: one line with its time when it is done.
+pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    timed(what, work)
+}
+
+/// A step that may take long: it is announced, and on a terminal a spinner shows what its tools say.
+pub fn long_step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    {
+        let mut state = state();
+        if state.terminal && state.spinner.is_none() {
+            state.spinner = Some(spinner(what));
+        }
+    }
+    let announced = state().spinner.is_some();
+    if !announced {
+        line(&format!("{:>10}  {what}", "..."));
+    }
+    let result = timed(what, work);
+    if let Some(spinner) = state().spinner.take() {
+        spinner.finish_and_clear();
+    }
+    result
+}
+
+fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    signals::check()?;
+    let start = Instant::now();
+    let result = work()?;
+    line(&format!("{}  {what}", seconds(start.elapsed())));
+    Ok(result)
+}
+
+fn spinner(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {elapsed_precise}  {prefix}  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+        .tick_chars("-\\|/ ");
+    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+/// How far a long step is, for the terminal alone.
+pub fn progress(done_bytes: u64, total_bytes: u64) {
+    if let Some(spinner) = &state().spinner {
+        let percent = done_bytes.saturating_mul(100).checked_div(total_bytes).unwrap_or(100);
+        spinner.set_message(format!("{percent}% of {}", size(total_bytes)));
+    }
+}
+
+/// A size for people: `20 GiB`, `1.5 MiB`, `512 bytes`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = UNITS[0];
+    for next in &UNITS[1..] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    let text = format!("{value:.1}");
+    format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// What an admin can do about an error; stands in its chain and is printed last.
+#[derive(Debug)]
+pub struct Hint(pub String);
+
+impl std::fmt::Display for Hint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "hint: {}", self.0)
+    }
+}
+
+/// Adds a hint to an error.
+pub trait WithHint<T> {
+    /// `hint` says what to do next: an imperative, no full stop.
+    fn hint(self, hint: impl Into<String>) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> WithHint<T> for std::result::Result<T, E> {
+    fn hint(self, hint: impl Into<String>) -> Result<T> {
+        self.map_err(|error| error.into().context(Hint(hint.into())))
+    }
+}
+
+/// Prints an error once: what was being done, its causes inward, the innermost hint as the last line.
+pub fn error(error: &Error) {
+    let mut text = String::new();
+    let mut indent = "error: ";
+    let mut hint = None;
+    for cause in error.chain() {
+        let message = cause.to_string();
+        if message.starts_with("hint: ") {
+            hint = Some(message);
+            continue;
+        }
+        let _ = writeln!(text, "{indent}{message}");
+        indent = "  ";
+    }
+    text.extend(hint);
+    line(&text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_like_a_person_writes_them() {
+        let table = [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536 << 10, "1.5 MiB"),
+            (20 << 30, "20 GiB"),
+            (1 << 40, "1 TiB"),
+        ];
+        for (bytes, text) in table {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn only_printable_ascii_leaves_the_program() {
+        assert_eq!(ascii("a\u{e9}\x1b[31m\tb".as_bytes()), "a???[31m b");
+    }
+}

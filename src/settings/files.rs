@@ -1,0 +1,197 @@
+//! One TOML file of settings: read, checked for who may write it, each value with its line.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::table::{self, KEYS, Kind};
+use super::{Origin, Value, Values};
+
+/// Larger files are refused: nobody writes a megabyte of settings.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What a TOML file said, and everything that is wrong with it.
+#[derive(Debug, Default)]
+pub struct TomlFile {
+    pub values: Values,
+    /// The key `defaults`, where the file may have it.
+    pub defaults: Option<Value>,
+    pub problems: Vec<String>,
+}
+
+/// Which file it is: only config.toml may say whose defaults hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Config,
+    Variant,
+}
+
+/// Reads a file; None where there is none.
+pub fn read(path: &Path, role: Role) -> Option<TomlFile> {
+    let text = match read_guarded(path) {
+        Ok(None) => return None,
+        Ok(Some(text)) => text,
+        Err(problem) => return Some(TomlFile { problems: vec![problem], ..TomlFile::default() }),
+    };
+    Some(parse(&text, path, role))
+}
+
+/// Whether others than root (or whoever runs us) may write a file: a sentence, or None.
+pub fn writable_by_others(path: &Path) -> Option<String> {
+    let meta = std::fs::metadata(path).ok()?;
+    let us = nix::unistd::geteuid().as_raw();
+    let mode = meta.mode() & 0o7777;
+    if meta.uid() != 0 && meta.uid() != us {
+        return Some(format!("{} belongs to uid {}, not to root", path.display(), meta.uid()));
+    }
+    (mode & 0o022 != 0).then(|| format!("{} can be written by others (mode {mode:04o})", path.display()))
+}
+
+fn read_guarded(path: &Path) -> Result<Option<String>, String> {
+    let problem = |error: std::io::Error| format!("reading {}: {error}", path.display());
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(problem(error)),
+    };
+    if !meta.is_file() || meta.len() > MAX_BYTES {
+        return Err(format!(
+            "{} is not a file of settings (a regular file of 1 MiB at most)",
+            path.display()
+        ));
+    }
+    if let Some(fault) = writable_by_others(path) {
+        return Err(format!("{fault}; it is not read: chown root and chmod go-w it"));
+    }
+    std::fs::read_to_string(path).map(Some).map_err(problem)
+}
+
+fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
+    let mut file = TomlFile::default();
+    let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
+    let table = match DeTable::parse(text) {
+        Ok(table) => table.into_inner(),
+        Err(error) => {
+            let line = error.span().map_or(1, |span| line_of(span.start));
+            file.problems.push(format!("{}:{line}: {}", path.display(), error.message()));
+            return file;
+        }
+    };
+    for (key, value) in table {
+        let line = line_of(key.span().start);
+        let name = key.into_inner();
+        let origin = Origin::File { path: PathBuf::from(path), line: Some(line) };
+        let at = format!("{}:{line}", path.display());
+        if name == "defaults" {
+            match (role, value.get_ref()) {
+                (Role::Config, DeValue::String(text)) => {
+                    file.defaults = Some(Value { text: text.to_string(), origin });
+                }
+                (Role::Config, _) => {
+                    file.problems.push(format!("{at}: defaults is a string: \"1\" or \"0.17\""))
+                }
+                (Role::Variant, _) => {
+                    file.problems
+                        .push(format!("{at}: defaults belongs into config.toml, it holds for the node"));
+                }
+            }
+            continue;
+        }
+        let Some(key) = table::find(&name) else {
+            file.problems.push(format!("{at}: unknown key \"{name}\"{}", nearest(&name)));
+            continue;
+        };
+        match to_text(key.kind, value.get_ref()) {
+            Ok(text) => drop(file.values.insert(key.name, Value { text, origin })),
+            Err(expected) => {
+                file.problems.push(format!("{at}: {} is of the wrong type; expected {expected}", key.name))
+            }
+        }
+    }
+    file
+}
+
+/// `; did you mean "suite"?` where a known name is near enough.
+fn nearest(name: &str) -> String {
+    let lower = name.to_lowercase();
+    let legacy = KEYS.iter().find(|key| key.legacy.is_some_and(|l| l.eq_ignore_ascii_case(name)));
+    let by_distance = || KEYS.iter().min_by_key(|key| strsim::damerau_levenshtein(key.name, &lower));
+    match legacy.or_else(by_distance) {
+        Some(key) => format!("; the nearest known one is \"{}\"", key.name),
+        None => String::new(),
+    }
+}
+
+/// A TOML value as the text that [`Kind::complaint`] judges.
+fn to_text(kind: Kind, value: &DeValue) -> Result<String, &'static str> {
+    match (kind, value) {
+        (Kind::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
+        (Kind::Bool, _) => Err("true or false, without quotes"),
+        (Kind::Integer { .. } | Kind::Days, DeValue::Integer(value)) if value.radix() == 10 => {
+            Ok(value.as_str().replace('_', ""))
+        }
+        (Kind::Days, DeValue::String(text)) if text.is_empty() => Ok(String::new()),
+        (Kind::Integer { .. }, _) => Err("a number, without quotes"),
+        (Kind::Days, _) => Err("a number of days without quotes, or \"\" for never"),
+        (Kind::Names | Kind::Addresses, DeValue::Array(members)) => {
+            let word = |member: &DeValue| member.as_str().map(str::to_owned);
+            let words = members.iter().map(|member| word(member.get_ref())).collect::<Option<Vec<_>>>();
+            words.map(|words| words.join(",")).ok_or("an array of strings")
+        }
+        (_, DeValue::String(text)) => Ok(text.to_string()),
+        (Kind::Names | Kind::Addresses, _) => Err("an array of strings, or a string"),
+        _ => Err("a string"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> TomlFile {
+        parse(text, Path::new("/c.toml"), Role::Config)
+    }
+
+    #[test]
+    fn each_value_knows_its_line() {
+        let file =
+            config("# head\ndefaults = \"1\"\n\nsuite = \"sid\"\nextra_pkgs = [\"vim\",\n  \"less\"]\n");
+        assert_eq!(file.problems, Vec::<String>::new());
+        let line = |value: &Value| match &value.origin {
+            Origin::File { line, .. } => line.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(file.defaults.as_ref().map(line), Some(2));
+        assert_eq!((file.values["suite"].text.as_str(), line(&file.values["suite"])), ("sid", 4));
+        assert_eq!(file.values["extra_pkgs"].text, "vim,less");
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_reported_at_once() {
+        let file =
+            config("suit = \"x\"\nPARTITION_STYLE = \"gpt\"\nkeep_failed = \"yes\"\nclean_cache = 1.5\n");
+        assert_eq!(
+            file.problems,
+            [
+                "/c.toml:2: unknown key \"PARTITION_STYLE\"; the nearest known one is \"partition_style\"",
+                "/c.toml:4: clean_cache is of the wrong type; expected a number of days without quotes, or \"\" for never",
+                "/c.toml:3: keep_failed is of the wrong type; expected true or false, without quotes",
+                "/c.toml:1: unknown key \"suit\"; the nearest known one is \"suite\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_of_syntax_names_its_line() {
+        let file = config("suite = \"x\"\nmirror = \n");
+        assert_eq!(file.problems.len(), 1);
+        assert!(file.problems[0].starts_with("/c.toml:2: "), "{:?}", file.problems);
+    }
+
+    #[test]
+    fn a_variant_cannot_change_whose_defaults_hold() {
+        let file = parse("defaults = \"1\"\n", Path::new("/v.toml"), Role::Variant);
+        assert_eq!(file.problems.len(), 1);
+    }
+}

@@ -1,0 +1,109 @@
+//! Settings shown and checked: `config show` and `config check`; knows no disk and no cache.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::table::KEYS;
+use super::{Layers, Origin, Problems, load_layers, published, with_files};
+use crate::request::{Context, VariantName};
+
+/// One line per setting: name, value and, where asked for, origin.
+pub fn as_text(layers: &Layers, with_origin: bool) -> String {
+    let rows: Vec<(&str, String, String)> = rows(layers);
+    let name_width = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
+    let value_width = rows.iter().map(|row| row.1.len()).max().unwrap_or(0).min(48);
+    let mut text = String::new();
+    for (name, value, origin) in rows {
+        let line = if with_origin {
+            format!("{name:name_width$}  {value:value_width$}  {origin}")
+        } else {
+            format!("{name:name_width$}  {value}")
+        };
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn rows(layers: &Layers) -> Vec<(&'static str, String, String)> {
+    let mut rows = vec![("defaults", format!("{:?}", layers.era.to_string()), layers.era_reason.clone())];
+    for key in KEYS {
+        if let Some(value) = layers.values.get(key.name) {
+            rows.push((key.name, format!("{:?}", value.text), value.origin.to_string()));
+        }
+    }
+    rows
+}
+
+/// The same as JSON: an array of objects with key, value, origin, and file and line where there are.
+pub fn as_json(layers: &Layers) -> serde_json::Value {
+    let mut all = vec![json!({
+        "key": "defaults", "value": layers.era.to_string(), "origin": layers.era_reason,
+    })];
+    for key in KEYS {
+        let Some(value) = layers.values.get(key.name) else { continue };
+        let mut object = json!({
+            "key": key.name, "value": value.text, "origin": value.origin.to_string(),
+        });
+        if let Origin::File { path, line } = &value.origin {
+            object["file"] = json!(path);
+            object["line"] = json!(line);
+        }
+        all.push(object);
+    }
+    serde_json::Value::Array(all)
+}
+
+/// What is wrong in all files, and what should be known, each a sentence.
+#[derive(Debug, Default)]
+pub struct Check {
+    pub problems: Vec<String>,
+    pub warnings: Vec<String>,
+    /// The variants that were looked at.
+    pub variants: Vec<String>,
+}
+
+/// Loads the settings of every variant that is published or has a file, and gathers what is wrong with any.
+pub fn check(context: &Context) -> Result<Check> {
+    let mut check = Check::default();
+    let gather = |check: &mut Check, variant: Option<VariantName>| {
+        let context = Context { variant, ..context.clone() };
+        let dir = match load_layers(&context, "config") {
+            Ok(layers) => {
+                add(&mut check.warnings, layers.warnings);
+                layers.values.get("variants_dir").map(|value| value.text.clone())
+            }
+            Err(error) => {
+                match error.downcast::<Problems>() {
+                    Ok(Problems(problems)) => add(&mut check.problems, problems),
+                    Err(error) => add(&mut check.problems, vec![format!("{error:#}")]),
+                }
+                None
+            }
+        };
+        dir.unwrap_or_else(|| context.places.config_dir.join("variants").display().to_string())
+    };
+    let dir = gather(&mut check, None);
+    let mut names = published(&context.places);
+    names.extend(with_files(Path::new(&dir)));
+    names.sort();
+    names.dedup();
+    for name in names {
+        match VariantName::parse(&name) {
+            Some(variant) => drop(gather(&mut check, Some(variant))),
+            None => add(&mut check.problems, vec![format!("\"{name}\" is no name for a variant")]),
+        }
+        check.variants.push(name);
+    }
+    Ok(check)
+}
+
+fn add(all: &mut Vec<String>, more: Vec<String>) {
+    for sentence in more {
+        if !all.contains(&sentence) {
+            all.push(sentence);
+        }
+    }
+}

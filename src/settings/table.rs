@@ -1,0 +1,319 @@
+//! The one table of settings: names, types, help, which are OS parameters. parameters.list, `config show`, the
+//! template of config.toml and the table in the README all come from it; their defaults from defaults.toml.
+
+use std::net::IpAddr;
+
+/// What a setting's value may be. Every value travels as text; this says which texts are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A suite's name, as debootstrap takes it.
+    Suite,
+    /// debootstrap's last arguments: a mirror, and optionally a script.
+    Mirror,
+    /// An http proxy, or empty.
+    Proxy,
+    /// A Debian architecture, or empty for the node's.
+    Arch,
+    /// Names separated by commas.
+    Names,
+    /// IP addresses separated by commas.
+    Addresses,
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// A whole number in this range.
+    Integer { min: u64, max: u64 },
+    /// Days, or empty for never.
+    Days,
+    /// An absolute path; empty only where `optional`.
+    Path { optional: bool },
+    /// true or false; in a shell file yes or anything else.
+    Bool,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    /// Its variable in the shell files of the predecessor.
+    pub legacy: Option<&'static str>,
+    pub kind: Kind,
+    /// Whether Ganeti may pass it as an OS parameter, which then wins.
+    pub parameter: bool,
+    /// One sentence, ASCII, no line break.
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, legacy: &'static str, kind: Kind, help: &'static str) -> Key {
+    Key { name, legacy: Some(legacy), kind, parameter: false, help }
+}
+
+const fn parameter(name: &'static str, legacy: &'static str, kind: Kind, help: &'static str) -> Key {
+    Key { name, legacy: Some(legacy), kind, parameter: true, help }
+}
+
+/// Filesystems that the root may have.
+pub const FILESYSTEMS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs"];
+/// Layouts that the disk may have.
+pub const PARTITION_STYLES: &[&str] = &["gpt", "msdos", "none"];
+
+/// Every setting, in the order in which it is shown.
+pub const KEYS: &[Key] = &[
+    parameter("suite", "SUITE", Kind::Suite, "The release to install, as debootstrap names it"),
+    parameter(
+        "mirror",
+        "MIRROR",
+        Kind::Mirror,
+        "The mirror to install from, optionally followed by a debootstrap script; empty: debootstrap's own",
+    ),
+    parameter("proxy", "PROXY", Kind::Proxy, "An http proxy for the bootstrap and the hooks"),
+    parameter("arch", "ARCH", Kind::Arch, "The architecture to install; empty: the node's"),
+    parameter(
+        "components",
+        "COMPONENTS",
+        Kind::Names,
+        "Archive components, separated by commas; empty: debootstrap's own",
+    ),
+    parameter("extra_pkgs", "EXTRA_PKGS", Kind::Names, "Packages to install besides, separated by commas"),
+    parameter(
+        "filesystem",
+        "OSP_FILESYSTEM",
+        Kind::Choice(FILESYSTEMS),
+        "The root filesystem: ext2, ext3, ext4, xfs or btrfs",
+    ),
+    parameter(
+        "partition_style",
+        "PARTITION_STYLE",
+        Kind::Choice(PARTITION_STYLES),
+        "The disk's layout: gpt, msdos, or none (the filesystem on the bare disk)",
+    ),
+    parameter(
+        "partition_alignment",
+        "PARTITION_ALIGNMENT",
+        Kind::Integer { min: 64, max: 1 << 20 },
+        "Where partitions may begin, in sectors of 512 bytes",
+    ),
+    Key {
+        name: "dns",
+        legacy: None,
+        kind: Kind::Addresses,
+        parameter: true,
+        help: "Name servers for the guest's resolv.conf, separated by commas",
+    },
+    key(
+        "customize_dir",
+        "CUSTOMIZE_DIR",
+        Kind::Path { optional: true },
+        "The directory of the hooks; empty: none are run",
+    ),
+    key(
+        "variants_dir",
+        "VARIANTS_DIR",
+        Kind::Path { optional: false },
+        "The directory of the variants' settings",
+    ),
+    Key {
+        name: "hooks_fail_fast",
+        legacy: None,
+        kind: Kind::Bool,
+        parameter: false,
+        help: "Stop at the first hook that fails; otherwise all run, then create fails",
+    },
+    Key {
+        name: "hooks_namespace",
+        legacy: None,
+        kind: Kind::Bool,
+        parameter: false,
+        help: "End what a hook left running; false lets its processes live on",
+    },
+    key("generate_cache", "GENERATE_CACHE", Kind::Bool, "Keep what was bootstrapped for the next create"),
+    Key {
+        name: "cache_compression",
+        legacy: None,
+        kind: Kind::Choice(&["none", "gzip"]),
+        parameter: false,
+        help: "How a new cache file is stored: none (fast) or gzip (small)",
+    },
+    key("clean_cache", "CLEAN_CACHE", Kind::Days, "Days after which a cache file is made anew; empty: never"),
+    Key {
+        name: "keep_failed",
+        legacy: None,
+        kind: Kind::Bool,
+        parameter: false,
+        help: "Leave the disk of a failed create as it is, to look at; otherwise it is wiped",
+    },
+];
+
+/// The setting of that name.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The text of parameters.list: Ganeti takes neither comments nor blank lines, and wants every description.
+pub fn parameters_list() -> String {
+    KEYS.iter().filter(|key| key.parameter).map(|key| format!("{} {}\n", key.name, key.help)).collect()
+}
+
+impl Kind {
+    /// None where `text` is right, else what was expected.
+    pub fn complaint(self, text: &str) -> Option<String> {
+        let fails = |good: bool, expected: &str| (!good).then(|| expected.to_owned());
+        match self {
+            Kind::Suite => fails(is_suite(text), "a suite's name like \"trixie\""),
+            Kind::Mirror => fails(is_mirror(text), "a URL like \"http://mirror.example.org/debian\""),
+            Kind::Proxy => fails(is_proxy(text), "a URL like \"http://proxy.example.org:3128\", or nothing"),
+            Kind::Arch => fails(
+                text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+                "an architecture like \"amd64\", or nothing for the node's",
+            ),
+            Kind::Names => fails(split(text).all(is_name), "names separated by commas"),
+            Kind::Addresses => {
+                let all = split(text).all(|word| word.parse::<IpAddr>().is_ok());
+                fails(all, "IP addresses separated by commas")
+            }
+            Kind::Choice(words) => fails(words.contains(&text), &one_of(words)),
+            Kind::Integer { min, max } => {
+                let good = text.parse::<u64>().is_ok_and(|n| (min..=max).contains(&n));
+                fails(good, &format!("a number from {min} to {max}"))
+            }
+            Kind::Days => {
+                let good = text.is_empty() || text.parse::<u32>().is_ok();
+                fails(good, "a number of days, or nothing for never")
+            }
+            Kind::Path { optional } => {
+                let good = text.starts_with('/') || (optional && text.is_empty());
+                fails(good, "an absolute path")
+            }
+            Kind::Bool => fails(matches!(text, "true" | "false"), "true or false"),
+        }
+    }
+
+    /// In words, for the README and the template.
+    pub fn describe(self) -> String {
+        match self {
+            Kind::Suite | Kind::Arch => "name".into(),
+            Kind::Mirror => "URL [script]".into(),
+            Kind::Proxy => "URL".into(),
+            Kind::Names => "names".into(),
+            Kind::Addresses => "addresses".into(),
+            Kind::Choice(words) => words.join(", "),
+            Kind::Integer { min, max } => format!("{min} to {max}"),
+            Kind::Days => "days".into(),
+            Kind::Path { .. } => "path".into(),
+            Kind::Bool => "true, false".into(),
+        }
+    }
+}
+
+/// The members of a list: commas or blanks separate them.
+pub fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|word| !word.is_empty())
+}
+
+/// `"gpt", "msdos" or "none"`
+fn one_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
+fn is_suite(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
+}
+
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._+:~/".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
+}
+
+fn is_url(text: &str, schemes: &[&str]) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    schemes.contains(&scheme) && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"')
+}
+
+fn is_mirror(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace();
+    let Some(mirror) = words.next() else { return true };
+    let script = words.next();
+    is_url(mirror, &["http", "https", "ftp", "file", "ssh", "copy", "mirror"])
+        && script.is_none_or(|s| !s.starts_with('-'))
+        && words.next().is_none()
+}
+
+fn is_proxy(text: &str) -> bool {
+    text.is_empty() || is_url(text, &["http", "https"]) || is_host_port(text)
+}
+
+/// `proxy:3128`, which the predecessor handed through.
+fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    is_name(host) && port.trim_end_matches('/').parse::<u16>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_judged_by_their_kind() {
+        let table: &[(&str, &[&str], &[&str])] = &[
+            ("suite", &["trixie", "bookworm-backports", "unstable"], &["", "-x", "a b", "../x", "a;b"]),
+            (
+                "mirror",
+                &[
+                    "",
+                    "http://mirror.example.org/debian",
+                    "file:///srv/m sid",
+                    "https://m.example.org/x /opt/script",
+                ],
+                &[
+                    "mirror.example.org",
+                    "http://",
+                    "http://m.example.org/x a b",
+                    "http://m.example.org --foo",
+                ],
+            ),
+            (
+                "proxy",
+                &["", "http://proxy.example.org:3128/", "proxy:3128"],
+                &["proxy", "ftp://x", "http:// x"],
+            ),
+            ("arch", &["", "amd64", "kfreebsd-i386"], &["AMD64", "a b"]),
+            ("components", &["", "main,contrib", "main non-free-firmware"], &["main;x", "-x"]),
+            ("extra_pkgs", &["", "vim,less", "linux-image-amd64"], &["$(x)", "--foo"]),
+            ("filesystem", FILESYSTEMS, &["", "ntfs", "EXT4"]),
+            ("partition_style", PARTITION_STYLES, &["gtp", ""]),
+            ("partition_alignment", &["64", "2048", "1048576"], &["63", "0", "-1", "1048577", "x"]),
+            ("dns", &["", "192.0.2.53,2001:db8::53"], &["resolver", "192.0.2"]),
+            ("customize_dir", &["", "/x"], &["x"]),
+            ("variants_dir", &["/x"], &["", "x"]),
+            ("clean_cache", &["", "0", "14"], &["x", "-1", "1.5"]),
+            ("keep_failed", &["true", "false"], &["yes", ""]),
+        ];
+        for (name, good, bad) in table {
+            let kind = find(name).unwrap().kind;
+            for text in *good {
+                assert_eq!(kind.complaint(text), None, "{name} = {text:?}");
+            }
+            for text in *bad {
+                assert!(kind.complaint(text).is_some(), "{name} = {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_list_is_what_ganeti_accepts() {
+        for line in parameters_list().lines() {
+            let (name, help) = line.split_once(' ').unwrap();
+            assert!(!name.is_empty() && !help.trim().is_empty() && line.is_ascii(), "{line}");
+        }
+        assert_eq!(parameters_list(), include_str!("../../os-def/parameters.list"));
+    }
+
+    #[test]
+    fn a_choice_reads_like_a_sentence() {
+        assert_eq!(one_of(&["gpt", "msdos", "none"]), "\"gpt\", \"msdos\" or \"none\"");
+    }
+}

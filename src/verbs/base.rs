@@ -1,0 +1,147 @@
+//! A base tar, from the cache or bootstrapped: once, whoever asks first.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::bootstrap;
+use crate::cache::{BaseTar, KeyLock, Kind, NewBase, Store};
+use crate::disk::{Filesystem, LoopDevice, make_filesystem_with};
+use crate::guest::Workspace;
+use crate::nameless::nameless;
+use crate::plan::BasePlan;
+use crate::report::{self, WithHint, size};
+use crate::{signals, tree};
+
+/// The file that a tree is bootstrapped in is sparse; this is only what it may grow to.
+const SCRATCH_BYTES: u64 = 64 << 30;
+/// A bootstrap takes about half of this, and its tar the other half.
+const ROOM_BYTES: u64 = 1 << 30;
+
+/// Whether what the cache has is good enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// What has not expired is used.
+    Cached,
+    /// It is made anew.
+    Anew,
+}
+
+/// The tar to make guests from.
+pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Result<BaseTar> {
+    let store = Store::new(&plan.cache_dir);
+    if freshness == Freshness::Cached {
+        if let Some(base) = cached(plan, &store)? {
+            return Ok(base);
+        }
+    }
+    if !plan.generate_cache {
+        return made(plan, workspace, &scratch_dir(&store), None);
+    }
+    let lock = store.lock(&plan.recipe, |holder| {
+        report::line(&format!("{:>10}  waiting for {holder}, which bootstraps the same tree", "..."));
+    })?;
+    if freshness == Freshness::Cached {
+        if let Some(base) = cached(plan, &store)? {
+            return Ok(base);
+        }
+    }
+    let dir = store.dir.clone();
+    made(plan, workspace, &dir, Some((store, lock)))
+}
+
+fn cached(plan: &BasePlan, store: &Store) -> Result<Option<BaseTar>> {
+    let Some(entry) = store.find(&plan.recipe, plan.clean_days)? else { return Ok(None) };
+    let age = humantime::format_duration(Duration::from_secs(
+        entry.made.elapsed().unwrap_or_default().as_secs() / 3600 * 3600,
+    ));
+    let by = if entry.kind == Kind::Foreign { " (made by hand, or by the predecessor)" } else { "" };
+    // A prune may be faster than we are: then there is no cache, and that is all.
+    let Ok(base) = entry.open() else { return Ok(None) };
+    report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", entry.path.display()));
+    Ok(Some(base))
+}
+
+/// Without a cache the tree needs a place all the same.
+fn scratch_dir(store: &Store) -> std::path::PathBuf {
+    let writable =
+        |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok() && nameless(dir).is_ok();
+    if writable(&store.dir) { store.dir.clone() } else { "/var/tmp".into() }
+}
+
+/// Bootstraps in a filesystem of its own in a file without a name: whatever happens, nothing of it is left.
+fn made(
+    plan: &BasePlan,
+    workspace: &Workspace,
+    dir: &Path,
+    publish: Option<(Store, KeyLock)>,
+) -> Result<BaseTar> {
+    refuse_full(dir)?;
+    let file = nameless(dir)?;
+    file.set_len(SCRATCH_BYTES).context("making the file to bootstrap in")?;
+    let device = LoopDevice::attach_file(&file, false).context("attaching the file to bootstrap in")?;
+    // No journal, no reserve: it lives for a minute.
+    let options = ["-O", "^has_journal", "-m", "0", "-N", "400000", "-E", "nodiscard,lazy_itable_init=1"];
+    make_filesystem_with(&device.path(), Filesystem::Ext4, "", &options)?;
+    let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", "noinit_itable")?;
+    let made = bootstrap::make(&plan.recipe, scratch.path()).map_err(|error| with_full_disk(error, dir))?;
+
+    let mut new = NewBase::begin(dir, plan.compression)?;
+    report::step("packing the tree", || {
+        let mut skipped =
+            |what: &Path, why: &str| report::warning(&format!("{} is left out: {why}", what.display()));
+        tree::pack(scratch.dir()?, &mut new, &mut skipped, &signals::check)
+            .map_err(|error| with_full_disk(error, dir))
+    })?;
+    let finished = new.finish(&plan.recipe, made, scratch.used_bytes()?)?;
+    if let Some((store, _lock)) = publish {
+        report::step("publishing it in the cache", || {
+            finished.publish(&store).map_err(|error| with_full_disk(error, dir))
+        })?;
+    }
+    Ok(finished.into_base())
+}
+
+fn free_bytes(dir: &Path) -> Result<u64> {
+    let fs =
+        rustix::fs::statvfs(dir).with_context(|| format!("asking for the space in {}", dir.display()))?;
+    Ok(fs.f_bavail * fs.f_frsize)
+}
+
+fn refuse_full(dir: &Path) -> Result<()> {
+    let free = free_bytes(dir)?;
+    if free < ROOM_BYTES {
+        let refusal =
+            format!("{} has {} free; a bootstrap needs {}", dir.display(), size(free), size(ROOM_BYTES));
+        return Err(anyhow::anyhow!(refusal))
+            .hint("`cache prune` removes what has expired; or make room there");
+    }
+    Ok(())
+}
+
+/// A full disk below the scratch file shows as errors of input and output: say what it was.
+fn with_full_disk(error: anyhow::Error, dir: &Path) -> anyhow::Error {
+    match free_bytes(dir) {
+        Ok(free) if free < 16 << 20 => {
+            let hint = report::Hint("`cache prune` removes what has expired; or make room there".into());
+            error.context(format!("the filesystem of {} is full", dir.display())).context(hint)
+        }
+        _ => error,
+    }
+}
+
+/// Refuses a tree that cannot fit, before anything is written.
+pub fn refuse_misfit(base: &BaseTar, root_bytes: u64) -> Result<()> {
+    // A filesystem keeps a part for itself: inode tables, journal, 5% for root.
+    let room = root_bytes / 100 * 90;
+    if base.needed_bytes() > room {
+        bail!(
+            "the tree needs {}, but the root filesystem of {} has room for {} only",
+            size(base.needed_bytes()),
+            size(root_bytes),
+            size(room)
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! cache: list, build, refresh, prune, verify, seal.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::base::{self, Freshness};
+use super::{Outcome, answer, node_context, warn};
+use crate::cache::{Entry, Kind, Store, manifest_path};
+use crate::cli::CacheCommand;
+use crate::guest::Workspace;
+use crate::plan::base_plan;
+use crate::report::{self, WithHint, size};
+use crate::request::{Env, Places};
+use crate::settings::{Settings, published};
+
+/// Looks after the cache.
+pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
+    let store = Store::new(&Places::from_env(&env).cache_dir);
+    match command {
+        CacheCommand::List { json } => list(&store, &env, *json),
+        CacheCommand::Build { variant } => {
+            let workspace = Workspace::enter()?;
+            build(&env, variant.as_deref(), &workspace, Freshness::Cached)?;
+            Ok(Outcome::Done)
+        }
+        CacheCommand::Refresh => refresh(&env),
+        CacheCommand::Prune => prune(&store, &env),
+        CacheCommand::Verify => verify(&store),
+        CacheCommand::Seal { file } => seal(&store, file),
+    }
+}
+
+fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
+    let context = node_context(env, variant)?;
+    let mut settings = Settings::load(&context, "cache")?;
+    warn(&settings);
+    // Whoever says `cache build` wants one, whatever creates do by themselves.
+    settings.generate_cache = true;
+    base::ready(&base_plan(&context, &settings), workspace, freshness).map(drop)
+}
+
+/// Every published variant; what several share is made once.
+fn refresh(env: &Env) -> Result<Outcome> {
+    let mut names = published(&Places::from_env(env));
+    if names.is_empty() {
+        names.push("default".into());
+    }
+    let workspace = Workspace::enter()?;
+    let mut done: Vec<String> = Vec::new();
+    let mut failed = Vec::new();
+    for name in &names {
+        let context = node_context(env, Some(name))?;
+        let result = Settings::load(&context, "cache").and_then(|settings| {
+            let shape = base_plan(&context, &settings).recipe.shape();
+            if done.contains(&shape) {
+                return Ok(());
+            }
+            build(env, Some(name), &workspace, Freshness::Anew)?;
+            done.push(shape);
+            Ok(())
+        });
+        if let Err(error) = result {
+            crate::signals::check()?;
+            report::error(&error);
+            failed.push(name.clone());
+        }
+    }
+    if failed.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    Err(anyhow::anyhow!(
+        "{} of {} variants could not be refreshed: {}",
+        failed.len(),
+        names.len(),
+        failed.join(", ")
+    ))
+    .hint("what an earlier refresh made still serves; the causes stand above")
+}
+
+/// CLEAN_CACHE of the plain settings; without readable settings nothing is called expired.
+fn clean_days(env: &Env) -> Option<u32> {
+    let context = node_context(env, None).ok()?;
+    Settings::load(&context, "cache").ok()?.clean_cache_days
+}
+
+fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
+    let days = clean_days(env);
+    let entries = store.entries()?;
+    if as_json {
+        let objects: Vec<serde_json::Value> = entries.iter().map(|entry| object(entry, days)).collect();
+        answer(&format!("{}\n", serde_json::to_string_pretty(&objects)?))?;
+        return Ok(Outcome::Done);
+    }
+    if entries.is_empty() {
+        report::line(&format!(
+            "{} is empty; the first create or `cache build` fills it",
+            store.dir.display()
+        ));
+        return Ok(Outcome::Done);
+    }
+    let mut text =
+        format!("{:10} {:8} {:>10}  {:20}  {:8}  FILE\n", "SUITE", "ARCH", "SIZE", "MADE", "STATE");
+    for entry in &entries {
+        let made = humantime::format_rfc3339_seconds(entry.made).to_string();
+        let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), entry.name());
+        let _ = writeln!(text, "{:10} {:8} {bytes:>10}  {made}  {state:8}  {name}", entry.suite, entry.arch);
+    }
+    answer(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn state(entry: &Entry, days: Option<u32>) -> &'static str {
+    let sealed = entry.manifest.as_ref().is_some_and(|manifest| manifest.sealed);
+    match (sealed, entry.expired(days), entry.kind) {
+        (true, _, _) => "sealed",
+        (_, true, _) => "expired",
+        (_, _, Kind::Foreign) => "by hand",
+        _ => "ready",
+    }
+}
+
+fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
+    let mut object = json!({
+        "file": entry.path, "suite": entry.suite, "arch": entry.arch, "size_bytes": entry.size_bytes,
+        "made": humantime::format_rfc3339_seconds(entry.made).to_string(), "state": state(entry, days),
+    });
+    if let Some(manifest) = &entry.manifest {
+        object["codename"] = json!(manifest.codename);
+        object["digest"] = json!(manifest.digest);
+        object["mirror"] = json!(manifest.mirror);
+        object["components"] = json!(manifest.components);
+        object["extra_pkgs"] = json!(manifest.extra_pkgs);
+        object["packages"] = json!(manifest.packages.len());
+    }
+    object
+}
+
+fn prune(store: &Store, env: &Env) -> Result<Outcome> {
+    let days = clean_days(env);
+    let mut freed = 0;
+    let mut remove = |path: &Path| -> Result<()> {
+        let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        match std::fs::remove_file(path) {
+            Ok(()) => {
+                freed += bytes;
+                report::line(&format!("removed {}", path.display()));
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        }
+    };
+    for entry in store.entries()?.iter().filter(|entry| entry.expired(days)) {
+        remove(&entry.path)?;
+        remove(&manifest_path(&entry.path))?;
+    }
+    for orphan in store.idle_orphans()? {
+        remove(&orphan)?;
+    }
+    report::line(&format!("{} freed", size(freed)));
+    Ok(Outcome::Done)
+}
+
+fn verify(store: &Store) -> Result<Outcome> {
+    let mut damaged = Vec::new();
+    let mut text = String::new();
+    for entry in store.entries()? {
+        let verdict = match entry.open().and_then(|base| base.verify()) {
+            Ok(()) if entry.manifest.is_some() => "good",
+            Ok(()) => "no manifest (cache seal makes one)",
+            Err(error) => {
+                crate::signals::check()?;
+                report::error(&error);
+                damaged.push(entry.name());
+                "DAMAGED"
+            }
+        };
+        let _ = writeln!(text, "{}  {verdict}", entry.name());
+    }
+    answer(&text)?;
+    Ok(if damaged.is_empty() { Outcome::Done } else { Outcome::No })
+}
+
+fn seal(store: &Store, file: &Path) -> Result<Outcome> {
+    let entry = store.seal(file)?;
+    let digest = entry.manifest.map(|manifest| manifest.digest).unwrap_or_default();
+    report::line(&format!("{} is sealed: {digest}", entry.path.display()));
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,248 @@
+//! create: a request becomes a disk.
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::base::{self, Freshness};
+use super::{Outcome, answer, warn};
+use crate::cache::BaseTar;
+use crate::disk::{self, Disk, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
+use crate::guest::{self, HookResolver, Root, Volumes, Workspace};
+use crate::hooks::{self, Stage};
+use crate::plan::{DiskFacts, Plan, disk_path};
+use crate::report::{self, size};
+use crate::request::{Context, Instance};
+use crate::settings::Settings;
+use crate::{signals, tree};
+
+/// Installs an instance on its first disk.
+pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<Outcome> {
+    let settings = Settings::load(context, "create")?;
+    let address = &instance.disks.first().context("an instance without disks")?.address;
+    let disk = Disk::open(&disk_path(address)?)?;
+    if dry_run {
+        let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+        answer(&Plan::new(context, instance, &settings, facts)?.to_string())?;
+        return Ok(Outcome::Done);
+    }
+    let workspace = Workspace::enter()?;
+    on_disk(context, instance, &settings, &disk, &workspace)?;
+    Ok(Outcome::Done)
+}
+
+/// The whole way of a create, on a disk that is ours.
+pub fn on_disk(
+    context: &Context,
+    instance: &Instance,
+    settings: &Settings,
+    disk: &Disk,
+    workspace: &Workspace,
+) -> Result<()> {
+    let start = std::time::Instant::now();
+    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+    let plan = Plan::new(context, instance, settings, facts)?;
+    introduce(&plan, settings);
+    let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+    base::refuse_misfit(&base, plan.layout.root_extent().1)?;
+
+    let mut work = Work { disk, plan: &plan, device: None, root: None };
+    let result = work.install(context, instance, settings, &base, workspace);
+    if let Err(error) = result {
+        work.abandon();
+        return Err(error.context(format!("installing {}", instance.name)));
+    }
+    report::line(&format!("{:8.2} s  {} is installed", start.elapsed().as_secs_f64(), instance.name));
+    Ok(())
+}
+
+fn introduce(plan: &Plan, settings: &Settings) {
+    let layers = &settings.layers;
+    report::line(&format!(
+        "{} {}: {} on {} ({}), {} {}, {} on {}",
+        crate::PROGRAM,
+        crate::VERSION,
+        plan.personality.name,
+        plan.disk_path.display(),
+        size(plan.disk.size_bytes),
+        plan.base.recipe.suite,
+        plan.base.recipe.arch,
+        plan.filesystem,
+        plan.layout.style
+    ));
+    report::line(&format!("{:>10}  defaults = \"{}\": {}", "settings", layers.era, layers.era_reason));
+    warn(settings);
+}
+
+/// What is held while a disk is made, in the order of ownership.
+struct Work<'a> {
+    root: Option<Root>,
+    device: Option<LoopDevice>,
+    disk: &'a Disk,
+    plan: &'a Plan,
+}
+
+impl Work<'_> {
+    fn install(
+        &mut self,
+        context: &Context,
+        instance: &Instance,
+        settings: &Settings,
+        base: &BaseTar,
+        workspace: &Workspace,
+    ) -> Result<()> {
+        let plan = self.plan;
+        report::step("wiping old signatures", || disk::wipe_ends(self.disk))?;
+        let device = self.device.insert(LoopDevice::attach(self.disk)?);
+        // The partition exists in the kernel alone: until the tree is complete there is no table on the disk.
+        let root_device = match plan.layout.root() {
+            Some(root) => device.add_partition(root.number, root.start_bytes(), root.size_bytes())?,
+            None => device.path(),
+        };
+        let label = if plan.layout.style == PartitionStyle::None { INCOMPLETE_LABEL } else { "" };
+        let formatted =
+            report::step(&format!("formatting {} as {}", root_device.display(), plan.filesystem), || {
+                disk::make_filesystem(&root_device, plan.filesystem, label)
+            })?;
+        let swap = plan.swap.as_deref().map(make_swap).transpose()?;
+        let root = self.root.insert(workspace.mount(&root_device, plan.filesystem, "target", "")?);
+        report::long_step("unpacking", || unpack(base, root))?;
+        report::step("personalising", || {
+            let volumes = Volumes { root: formatted.uuid, swap };
+            guest::personalise(root.dir()?, &plan.personality, volumes)
+        })?;
+        self.add_table()?;
+        self.run_hooks(context, instance, settings, workspace, &root_device)?;
+        self.finish(label, &root_device)
+    }
+
+    /// From here on the disk looks like one with a system on it.
+    fn add_table(&mut self) -> Result<()> {
+        let (layout, device) = (&self.plan.layout, self.device.as_mut().context("an attached disk")?);
+        if layout.partitions.is_empty() {
+            return Ok(());
+        }
+        report::step(&format!("writing the {} table", layout.style), || {
+            disk::write_table(device.file(), layout)?;
+            for partition in layout.partitions.iter().filter(|p| Some(*p) != layout.root()) {
+                device.add_partition(partition.number, partition.start_bytes(), partition.size_bytes())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn run_hooks(
+        &self,
+        context: &Context,
+        instance: &Instance,
+        settings: &Settings,
+        workspace: &Workspace,
+        root_device: &std::path::Path,
+    ) -> Result<()> {
+        let root = self.root.as_ref().context("a mounted root")?;
+        let device = self.device.as_ref().context("an attached disk")?;
+        let lent = HookResolver::lend(root.dir()?, &self.plan.personality.resolver)?;
+        let stage =
+            Stage { target: root.path(), disk: &device.path(), root_device, workspace: workspace.path() };
+        hooks::run(&self.plan.hooks, context, instance, settings, &stage)?;
+        lent.take_back(root.dir()?)?;
+        let size_now = self.disk.current_size_bytes()?;
+        ensure!(
+            size_now == self.disk.size_bytes,
+            "a hook changed the disk's size from {} to {size_now} bytes (did it write to the file with > ?)",
+            self.disk.size_bytes
+        );
+        Ok(())
+    }
+
+    /// Everything reaches the disk, and the kernel lets go of it; only then it is a success.
+    fn finish(&mut self, label: &str, root_device: &std::path::Path) -> Result<()> {
+        report::step("flushing", || {
+            if let Some(root) = self.root.take() {
+                if !label.is_empty() {
+                    root.set_label(root_device, self.plan.filesystem, "")?;
+                }
+                root.finish()?;
+            }
+            if let Some(device) = self.device.take() {
+                device.finish()?;
+            }
+            // What a hook wrote through the disk's own path lies in that path's page cache.
+            self.disk.flush_path_cache()
+        })
+    }
+
+    /// A failed create leaves no disk that looks installed, unless the admin wants to look at it.
+    fn abandon(mut self) {
+        let held = [
+            self.root.take().map_or(Ok(()), Root::finish),
+            self.device.take().map_or(Ok(()), LoopDevice::finish),
+        ];
+        for error in held.into_iter().filter_map(Result::err) {
+            report::detail(&format!("while giving up: {error:#}"));
+        }
+        if self.plan.keep_failed {
+            report::warning("keep_failed is set: the disk stays as it is, and is not fit for use");
+            return;
+        }
+        let (start, size) = self.plan.layout.root_extent();
+        let wiped = disk::wipe_root(self.disk, start, size).and_then(|()| disk::wipe_ends(self.disk));
+        match wiped {
+            Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is installed on it", "")),
+            Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
+        }
+    }
+}
+
+fn make_swap(path: &std::path::Path) -> Result<uuid::Uuid> {
+    // Locked and refused where in use, like any disk.
+    let swap = Disk::open(path)?;
+    disk::wipe_ends(&swap)?;
+    disk::make_swap(path)
+}
+
+/// Unpacks the tree while another core compares the file with its manifest.
+fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
+    let dir = root.dir()?;
+    std::thread::scope(|scope| {
+        let verified = scope.spawn(|| base.verify());
+        let unpacked = {
+            let total = base.size_bytes();
+            let mut reader = Progress { inner: base.reader()?, done: 0, total };
+            tree::unpack(&mut reader, dir, &signals::check)
+        };
+        // A damaged file is the better explanation of a failure to unpack it.
+        match verified.join() {
+            Ok(verified) => verified?,
+            Err(_) => bail!("the check of the cache file ended unexpectedly"),
+        }
+        unpacked
+            .map(drop)
+            .with_context(|| format!("unpacking {}", base.name))
+            .map_err(|error| full(error, root))
+    })
+}
+
+fn full(error: anyhow::Error, root: &Root) -> anyhow::Error {
+    match root.free_bytes() {
+        Ok(free) if free < 1 << 20 => error.context("the root filesystem is full; the disk is too small"),
+        _ => error,
+    }
+}
+
+/// Tells a terminal how far a reader is.
+struct Progress<R> {
+    inner: R,
+    done: u64,
+    total: u64,
+}
+
+impl<R: std::io::Read> std::io::Read for Progress<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let before = self.done >> 23;
+        self.done += count as u64;
+        if self.done >> 23 != before {
+            report::progress(self.done, self.total);
+        }
+        Ok(count)
+    }
+}

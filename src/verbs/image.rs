@@ -1,0 +1,99 @@
+//! image: the same pipeline as create, onto a file on this machine.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Outcome, answer, create};
+use crate::cli::{Format, ImageArgs};
+use crate::disk::{Disk, Medium};
+use crate::guest::Workspace;
+use crate::nameless::{give_name, nameless};
+use crate::plan::{DiskFacts, Plan};
+use crate::report::{self, WithHint};
+use crate::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
+use crate::settings::Settings;
+use crate::tool::Tool;
+
+/// Makes a disk image; the file appears when it is complete.
+pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
+    if args.output.exists() && !args.force {
+        return Err(anyhow::anyhow!("{} exists", args.output.display())).hint("--force replaces it");
+    }
+    let request = as_noded_would(args, &env)?;
+    let Task::Create(instance) = &request.task else { bail!("an image is a create") };
+    let settings = Settings::load(&request.context, "create")?;
+    if args.dry_run {
+        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
+        answer(&Plan::new(&request.context, instance, &settings, facts)?.to_string())?;
+        return Ok(Outcome::Done);
+    }
+    let dir = match args.output.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    // First: a name can only be given in the mount namespace where the file was made.
+    let workspace = Workspace::enter()?;
+    let file = nameless(dir)?;
+    file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
+    let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
+    create::on_disk(&request.context, instance, &settings, &disk, &workspace)?;
+    publish(args, &file, dir)?;
+    report::line(&format!("{:>10}  {}", "image", args.output.display()));
+    Ok(Outcome::Done)
+}
+
+/// The environment that a node daemon would send for such an instance under KVM.
+fn as_noded_would(args: &ImageArgs, env: &Env) -> Result<Request> {
+    let mut given = super::node_context(env, args.variant.as_deref())?.env;
+    let places = env.iter().filter(|(name, _)| name.to_string_lossy().starts_with("GANETI_DEBOOTSTRAP_"));
+    given.extend(places.map(|(n, v)| (n.clone(), v.clone())));
+    let variant = args.variant.as_deref().unwrap_or("");
+    let size_mib = (args.size >> 20).to_string();
+    let output = args.output.to_string_lossy();
+    let facts = [
+        ("OS_API_VERSION", "20"),
+        ("OS_NAME", "debootstrap"),
+        ("OS_VARIANT", variant),
+        ("DEBUG_LEVEL", "0"),
+        ("INSTANCE_NAME", &args.name),
+        ("HYPERVISOR", "kvm"),
+        ("DISK_COUNT", "1"),
+        ("DISK_0_ACCESS", "rw"),
+        ("DISK_0_PATH", &output),
+        ("DISK_0_SIZE", &size_mib),
+        ("DISK_0_BACKEND_TYPE", "file:loop"),
+        ("NIC_COUNT", "0"),
+        ("INSTANCE_HV_serial_console", "True"),
+        ("INSTANCE_HV_serial_speed", "115200"),
+    ];
+    given.extend(facts.map(|(name, value)| (name.into(), value.into())));
+    for (key, value) in &args.params {
+        given.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
+    }
+    match Request::read(Verb::Create, given, &Api5Flags::default()) {
+        Ok(request) => Ok(request),
+        Err(Refusal::Faults(faults)) => bail!("{}", faults.join("\n  ")),
+        Err(Refusal::ByHand) => bail!("the request was not understood"),
+    }
+}
+
+/// Gives the finished disk its name, in one step where it replaces another.
+fn publish(args: &ImageArgs, file: &File, dir: &Path) -> Result<()> {
+    file.sync_all().context("flushing the image")?;
+    if args.format == Format::Raw && !args.output.exists() {
+        return give_name(file, &args.output);
+    }
+    let staging = tempfile::Builder::new().prefix(".image-").tempdir_in(dir).context("making a directory")?;
+    let staged = staging.path().join("image");
+    match args.format {
+        Format::Raw => give_name(file, &staged)?,
+        Format::Qcow2 => report::long_step("converting to qcow2", || {
+            let source = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+            Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(source).arg(&staged).run()
+        })?,
+    }
+    std::fs::rename(&staged, &args.output).with_context(|| format!("publishing {}", args.output.display()))
+}

@@ -1,0 +1,125 @@
+//! The verbs: each reads as a story and composes the other rooms.
+
+mod base;
+mod cache;
+mod config;
+mod create;
+mod image;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use anyhow::{Context as _, Result, bail};
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, OsArgs};
+use crate::report::{self, WithHint};
+use crate::request::{Api5Flags, Context, Env, Refusal, Request, Task, VariantName, Verb};
+use crate::settings::Settings;
+
+/// How a run ended when nothing failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// Called in a way that means nothing: usage was printed.
+    Usage,
+    /// An answer that is no.
+    No,
+}
+
+/// Runs a command.
+pub fn run(command: &Command, env: Env) -> Result<Outcome> {
+    match command {
+        Command::Create(args) => os_verb(Verb::Create, args, env),
+        Command::Import(args) => os_verb(Verb::Import, args, env),
+        Command::Export(args) => os_verb(Verb::Export, args, env),
+        Command::Rename(args) => os_verb(Verb::Rename, args, env),
+        Command::Verify(_) => {
+            let none = OsArgs { instance: None, device: None, swap: None, old_name: None, dry_run: false };
+            os_verb(Verb::Verify, &none, env)
+        }
+        Command::Image(args) => image::image(args, env),
+        Command::Cache(command) => cache::cache(command, env),
+        Command::Config(command) => config::config(command, env),
+    }
+}
+
+fn os_verb(verb: Verb, args: &OsArgs, env: Env) -> Result<Outcome> {
+    let flags = Api5Flags {
+        instance: args.instance.clone(),
+        device: args.device.clone(),
+        swap: args.swap.clone(),
+        old_name: args.old_name.clone(),
+    };
+    let request = match Request::read(verb, env, &flags) {
+        Ok(request) => request,
+        Err(Refusal::ByHand) => return Ok(usage(verb)),
+        Err(Refusal::Faults(faults)) => {
+            return Err(anyhow::anyhow!("{}", faults.join("\n  ")))
+                .context(format!("reading the request for {}", verb.name()))
+                .hint("these come from Ganeti's environment; see ganeti-os-interface(7)");
+        }
+    };
+    report::set_debug(request.context.debug_level > 0);
+    match &request.task {
+        Task::Create(instance) => create::create(&request.context, instance, args.dry_run),
+        Task::Verify => verify(&request.context),
+        Task::Rename(..) | Task::Export { .. } | Task::Import { .. } => {
+            bail!("this version cannot {} yet; nothing was changed", verb.name())
+        }
+    }
+}
+
+/// By hand, without Ganeti's environment, a verb touches nothing.
+fn usage(verb: Verb) -> Outcome {
+    let mut cli = Cli::command();
+    let help = cli.find_subcommand_mut(verb.name()).map(|sub| sub.render_long_help().to_string());
+    report::line(&help.unwrap_or_default());
+    report::line("Ganeti calls this verb with an environment that names the instance; by hand use `image`.");
+    Outcome::Usage
+}
+
+/// All that is wrong with an instance's OS parameters and variant, in one answer.
+fn verify(context: &Context) -> Result<Outcome> {
+    let settings = Settings::load(context, "verify")?;
+    warn(&settings);
+    Ok(Outcome::Done)
+}
+
+fn warn(settings: &Settings) {
+    for warning in &settings.layers.warnings {
+        report::warning(warning);
+    }
+}
+
+/// What a command that Ganeti does not call knows of the node: no instance, and of the environment only what a
+/// program needs, so that a variable of an admin's shell is not taken for a setting.
+fn node_context(env: &Env, variant: Option<&str>) -> Result<Context> {
+    let variant = match variant {
+        Some(name) => {
+            Some(VariantName::parse(name).with_context(|| format!("\"{name}\" is no name for a variant"))?)
+        }
+        None => None,
+    };
+    let keep = ["PATH", "HOME", "TERM", "LANG", "LC_ALL", "TMPDIR"];
+    let kept = |name: &OsString| keep.iter().any(|k| name == *k);
+    Ok(Context {
+        api: crate::request::Api::V20,
+        os_name: "debootstrap".into(),
+        variant,
+        parameters: std::collections::BTreeMap::new(),
+        debug_level: 0,
+        env: env.iter().filter(|(name, _)| kept(name)).map(|(n, v)| (n.clone(), v.clone())).collect(),
+        places: crate::request::Places::from_env(env),
+    })
+}
+
+/// An answer on stdout.
+fn answer(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing the answer")
+        }
+        _ => Ok(()),
+    }
+}
