@@ -28,4 +28,34 @@ install: build
 	install -d $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples
 	cp -R hooks/. $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples/
 
-.PHONY: all build install
+# A real Debian tree on a real partitioned disk, in demo.img.
+demo:
+	tests/install-tools demo
+	$(CARGO) build --release --locked
+	tests/demo $(TARGET_DIR)/release/$(PROGRAM)
+
+# Everything that runs in minutes. One test at a time: each looks at what it left behind on this machine.
+test:
+	tests/install-tools test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- --deny warnings
+	shellcheck tests/install-tools tests/demo tests/ganeti/cluster
+	$(MAKE) deb
+	$(CARGO) test --locked --no-fail-fast -- --test-threads=1
+
+# A real one-node Ganeti cluster in namespaces of its own.
+test-ganeti: build
+	tests/install-tools test
+	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
+
+# The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
+deb:
+	tests/install-tools test
+	rm -rf $(TARGET_DIR)/deb
+	mkdir -p $(TARGET_DIR)/deb/source
+	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -C $(TARGET_DIR)/deb/source -xf -
+	cd $(TARGET_DIR)/deb/source && CARGO_TARGET_DIR=$(abspath $(TARGET_DIR)) dpkg-buildpackage -us -uc -b -d
+	rm -rf $(TARGET_DIR)/deb/source
+	ls $(TARGET_DIR)/deb/*.deb
+
+.PHONY: all build install demo test test-ganeti deb

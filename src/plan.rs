@@ -10,7 +10,7 @@ use crate::bootstrap::Recipe;
 use crate::disk::layout::{Layout, Role};
 use crate::disk::{Filesystem, Medium};
 use crate::guest::{Console, Personality, Resolver};
-use crate::report::size;
+use crate::report::{WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
 use crate::settings::{Compression, Settings};
 
@@ -80,9 +80,17 @@ impl Plan {
     /// Decides. Errors are refusals: nothing has been touched.
     pub fn new(context: &Context, instance: &Instance, settings: &Settings, disk: DiskFacts) -> Result<Plan> {
         let root_disk = instance.disks.first().context("an instance without disks")?;
-        let layout =
-            Layout::new(settings.partition_style, disk.size_bytes, settings.partition_alignment_sectors)
-                .with_context(|| format!("dividing the disk{}", settings.set_in("partition_style")))?;
+        let layout = Layout::new(
+            settings.partition_style,
+            disk.size_bytes,
+            settings.partition_alignment_sectors,
+        )
+        .with_context(|| format!("dividing {}", root_disk.address.display()))
+        .hint(format!(
+            "partition_style is {}{}; give the instance another disk size, or set it to another style",
+            settings.partition_style,
+            settings.set_in("partition_style")
+        ))?;
         let personality = Personality {
             name: instance.name.clone(),
             filesystem: settings.filesystem,

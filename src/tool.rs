@@ -23,7 +23,7 @@ use crate::{signals, sys};
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Lines of output that an error shows.
-const TAIL_LINES: usize = 12;
+const TAIL_LINES: usize = 8;
 /// Bytes of one line that are kept.
 const LINE_BYTES: usize = 400;
 /// Bytes of output that [`Tool::output`] takes.
@@ -470,7 +470,7 @@ mod tests {
     fn the_end_of_the_output_stands_in_the_error() {
         let error = Tool::new("sh").args(["-c", "seq 30; exit 3"]).quiet().run().unwrap_err();
         let text = error.to_string();
-        assert!(text.starts_with("sh -c 'seq 30; exit 3': exit status 3\n    | 19\n"), "{text}");
+        assert!(text.starts_with("sh -c 'seq 30; exit 3': exit status 3\n    | 23\n"), "{text}");
         assert!(text.ends_with("| 30"), "{text}");
     }
 

@@ -133,7 +133,7 @@ fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
 fn show_log(root: &RootDir) {
     if let Ok(Some(log)) = root.read("debootstrap/debootstrap.log", MAX_BYTES) {
         let lines: Vec<&[u8]> = log.split(|b| *b == b'\n').collect();
-        for line in &lines[lines.len().saturating_sub(15)..] {
+        for line in &lines[lines.len().saturating_sub(6)..] {
             report::tool_line(line);
         }
     }

@@ -161,9 +161,19 @@ pub struct Store {
     pub dir: PathBuf,
 }
 
-/// The exclusive right to make one key's base; ends with the process.
+/// The exclusive right to make one key's base; ends with the process, however it ends.
 #[derive(Debug)]
-pub struct KeyLock(#[allow(dead_code, reason = "held, not read")] File);
+pub struct KeyLock {
+    path: PathBuf,
+    // Closed after the name is gone: whoever waited for it then looks for a new one.
+    _held: File,
+}
+
+impl Drop for KeyLock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
 
 /// `base-trixie-amd64-0123456789abcdef`
 pub fn stem(recipe: &Recipe) -> String {
@@ -229,18 +239,24 @@ impl Store {
     }
 
     /// Waits for the right to make a recipe's base; says for whom it waits.
-    pub fn lock(&self, recipe: &Recipe, waiting: impl FnMut(&str)) -> Result<KeyLock> {
+    pub fn lock(&self, recipe: &Recipe, mut waiting: impl FnMut(&str)) -> Result<KeyLock> {
         self.make_dir()?;
         let path = self.dir.join(format!("{}.lock", stem(recipe)));
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))
-            .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
-        lock::exclusive(&file, None, waiting)?;
-        Ok(KeyLock(file))
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("opening {}", path.display()))
+                .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
+            lock::exclusive(&file, None, &mut waiting)?;
+            // Its former holder may have removed the file that we waited for.
+            let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+            if std::fs::metadata(&path).map(inode).ok() == Some(inode(file.metadata()?)) {
+                return Ok(KeyLock { path, _held: file });
+            }
+        }
     }
 
     /// Makes the directory, readable by root alone: a tree may hold what its packages keep secret.

@@ -200,7 +200,14 @@ fn config_path(context: &Context) -> PathBuf {
     context.places.config_dir.join("config.toml")
 }
 
+/// The merged layers, where nothing is wrong with them.
 fn load_layers(context: &Context, verb: &str) -> Result<Layers> {
+    let (layers, problems) = gather_layers(context, verb)?;
+    if problems.is_empty() { Ok(layers) } else { Err(Problems(problems).into()) }
+}
+
+/// The merged layers, and everything that is wrong with them.
+fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)> {
     let config_path = config_path(context);
     let config = files::read(&config_path, Role::Config).unwrap_or_default();
     let mut problems = config.problems.clone();
@@ -209,7 +216,8 @@ fn load_layers(context: &Context, verb: &str) -> Result<Layers> {
     let defaults = defaults(era, context);
 
     let mut warnings = Vec::new();
-    let source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut problems);
+    let mut unresolved = Vec::new();
+    let mut source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut unresolved);
     let mut shell = shell::Evaluated::default();
     if legacy.is_some() || source.has_conf() {
         warnings.extend(legacy.and_then(|path| files::writable_by_others(path)));
@@ -224,11 +232,11 @@ fn load_layers(context: &Context, verb: &str) -> Result<Layers> {
     }
     // VARIANTS_DIR in the shell file may move the variants: only now their place is sure.
     let below = merged(&[&defaults, &shell.defaults_file, &config.values]);
-    let source = if shell.defaults_file.contains_key("variants_dir") {
-        variants::resolve(context, &below, &mut problems)
-    } else {
-        source
-    };
+    if shell.defaults_file.contains_key("variants_dir") {
+        unresolved.clear();
+        source = variants::resolve(context, &below, &mut unresolved);
+    }
+    problems.extend(unresolved);
     let variant = source.read(&mut problems, &mut warnings);
     let mut values = merged(&[
         &below,
@@ -239,12 +247,7 @@ fn load_layers(context: &Context, verb: &str) -> Result<Layers> {
     ]);
     expand(&mut values, &context.places.config_dir);
     problems.extend(complaints(&values));
-    if problems.is_empty() {
-        Ok(Layers { era, era_reason, values, exports: shell.exports, warnings })
-    } else {
-        problems.dedup();
-        Err(Problems(problems).into())
-    }
+    Ok((Layers { era, era_reason, values, exports: shell.exports, warnings }, problems))
 }
 
 /// Whose defaults: the key `defaults`, else whether there is a file of the predecessor.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::table::KEYS;
-use super::{Layers, Origin, Problems, load_layers, published, with_files};
+use super::{Layers, Origin, gather_layers, published, with_files};
 use crate::request::{Context, VariantName};
 
 /// One line per setting: name, value and, where asked for, origin.
@@ -70,16 +70,14 @@ pub fn check(context: &Context) -> Result<Check> {
     let mut check = Check::default();
     let gather = |check: &mut Check, variant: Option<VariantName>| {
         let context = Context { variant, ..context.clone() };
-        let dir = match load_layers(&context, "config") {
-            Ok(layers) => {
+        let dir = match gather_layers(&context, "config") {
+            Ok((layers, problems)) => {
                 add(&mut check.warnings, layers.warnings);
+                add(&mut check.problems, problems);
                 layers.values.get("variants_dir").map(|value| value.text.clone())
             }
             Err(error) => {
-                match error.downcast::<Problems>() {
-                    Ok(Problems(problems)) => add(&mut check.problems, problems),
-                    Err(error) => add(&mut check.problems, vec![format!("{error:#}")]),
-                }
+                add(&mut check.problems, vec![format!("{error:#}")]);
                 None
             }
         };

@@ -49,10 +49,8 @@ pub fn resolve(context: &Context, below: &Values, problems: &mut Vec<String>) ->
     let dir = below.get("variants_dir").map_or("", |value| &value.text);
     let file = |ending: &str| Some(Path::new(dir).join(format!("{name}.{ending}"))).filter(|f| f.is_file());
     let source = Source { name: Some(name.to_owned()), conf: file("conf"), toml: file("toml") };
-    let lines = unknown(&context.places, name, dir);
-    problems.retain(|problem| *problem != lines);
     if source.conf.is_none() && source.toml.is_none() && name != PLAIN && !is_suite(name) {
-        problems.push(lines);
+        problems.push(unknown(&context.places, name, dir));
     }
     source
 }

@@ -53,14 +53,24 @@ pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Re
 
 fn cached(plan: &BasePlan, store: &Store) -> Result<Option<BaseTar>> {
     let Some(entry) = store.find(&plan.recipe, plan.clean_days)? else { return Ok(None) };
-    let age = humantime::format_duration(Duration::from_secs(
-        entry.made.elapsed().unwrap_or_default().as_secs() / 3600 * 3600,
-    ));
+    let age = rounded(entry.made.elapsed().unwrap_or_default());
     let by = if entry.kind == Kind::Foreign { " (made by hand, or by the predecessor)" } else { "" };
     // A prune may be faster than we are: then there is no cache, and that is all.
     let Ok(base) = entry.open() else { return Ok(None) };
     report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", entry.path.display()));
     Ok(Some(base))
+}
+
+/// `3days`: the largest unit says enough.
+fn rounded(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let unit = match seconds {
+        0..60 => 1,
+        60..3600 => 60,
+        3600..86_400 => 3600,
+        _ => 86_400,
+    };
+    humantime::format_duration(Duration::from_secs(seconds / unit * unit)).to_string()
 }
 
 /// Without a cache the tree needs a place all the same.
@@ -85,6 +95,8 @@ fn made(
     let options = ["-O", "^has_journal", "-m", "0", "-N", "400000", "-E", "nodiscard,lazy_itable_init=1"];
     make_filesystem_with(&device.path(), Filesystem::Ext4, "", &options)?;
     let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", "noinit_itable")?;
+    // mke2fs made it for this filesystem, not for the guest's.
+    std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
     let made = bootstrap::make(&plan.recipe, scratch.path()).map_err(|error| with_full_disk(error, dir))?;
 
     let mut new = NewBase::begin(dir, plan.compression)?;

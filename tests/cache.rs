@@ -1,0 +1,165 @@
+//! The cache: one bootstrap, published whole, noticed when broken.
+#![allow(clippy::disallowed_methods, reason = "tests run real tools")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, SystemTime};
+
+use common::{GIB, Mounted, Node, log_of, root_offset, text, tool};
+
+const DISK_BYTES: u64 = GIB;
+
+fn files(node: &Node, ending: &str) -> Vec<std::path::PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(node.cache()).unwrap().flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.to_string_lossy().ends_with(ending));
+    paths
+}
+
+#[test]
+fn the_manifest_tells_what_a_file_is() {
+    let node = Node::new();
+    let manifest: toml::Table =
+        toml::from_str(&fs::read_to_string(&files(&node, ".toml")[0]).unwrap()).unwrap();
+    assert_eq!(manifest["suite"].as_str(), Some("trixie"));
+    assert_eq!(manifest["codename"].as_str(), Some("trixie"));
+    assert_eq!(manifest["bootstrapper"].as_str(), Some("debootstrap"));
+    let tar = node.cache().join(manifest["file"].as_str().unwrap());
+    let digest = tool("sha256sum", &[tar.to_str().unwrap()]);
+    assert_eq!(manifest["digest"].as_str().unwrap(), format!("sha256:{}", &digest[..64]));
+    let packages = manifest["packages"].as_table().unwrap();
+    assert!(packages.contains_key("apt") && packages.contains_key("systemd"), "{packages:?}");
+
+    // The tar is one that an admin's own tools read, and that the tar crate lists too.
+    let listed = tool("tar", &["-tf", tar.to_str().unwrap()]);
+    assert!(listed.lines().any(|name| name == "./etc/debian_version"));
+    let mut archive = tar::Archive::new(fs::File::open(&tar).unwrap());
+    assert_eq!(archive.entries().unwrap().filter(|entry| entry.is_ok()).count(), listed.lines().count());
+}
+
+#[test]
+fn list_shows_text_and_json() {
+    let node = Node::new();
+    let list = text(&node.command(&["cache", "list"]).output().unwrap().stdout);
+    assert!(list.contains("trixie") && list.contains("ready") && list.contains("base-trixie-"), "{list}");
+    let json = node.command(&["cache", "list", "--json"]).output().unwrap().stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json[0]["codename"], "trixie");
+    assert!(json[0]["packages"].as_u64().unwrap() > 100);
+    let bare = Node::bare();
+    let output = bare.command(&["cache", "list"]).output().unwrap();
+    assert!(output.status.success() && text(&output.stderr).contains("is empty"));
+}
+
+#[test]
+fn a_damaged_file_is_noticed_and_verify_finds_it() {
+    let node = Node::new();
+    assert!(node.command(&["cache", "verify"]).status().unwrap().success());
+    let tar = files(&node, ".tar").remove(0);
+    let copy = tar.with_extension("copy");
+    fs::copy(&tar, &copy).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&copy).unwrap();
+    let mut byte = [0u8; 1];
+    let middle = file.metadata().unwrap().len() / 2;
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    fs::rename(&copy, &tar).unwrap();
+
+    let disk = node.disk("d", DISK_BYTES);
+    let output = node.verb("create", &node.recorded("create", &disk)).output().unwrap();
+    let log = log_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("is damaged"), "{log}");
+    assert!(log.lines().last().unwrap().starts_with("hint: rm "), "{log}");
+    node.assert_nothing_left();
+    let verify = node.command(&["cache", "verify"]).output().unwrap();
+    assert_eq!(verify.status.code(), Some(1));
+    assert!(text(&verify.stdout).contains("DAMAGED"));
+}
+
+#[test]
+fn prune_removes_what_expired_and_what_belongs_to_nothing_and_spares_what_is_sealed() {
+    let node = Node::new();
+    let old = SystemTime::now() - Duration::from_secs(40 * 24 * 3600);
+    let age = |path: &std::path::Path| {
+        fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    };
+    let make = |name: &str| {
+        let path = node.cache().join(name);
+        fs::write(&path, vec![0u8; 1024]).unwrap();
+        age(&path);
+        path
+    };
+    let (expired, sealed) = (make("cache-jessie-amd64.tar"), make("cache-sid-amd64.tar"));
+    let orphan = make("base-wheezy-amd64-0123456789abcdef.deadbeef.tar");
+    let seal = node.command(&["cache", "seal"]).arg(&sealed).output().unwrap();
+    assert!(seal.status.success(), "{}", log_of(&seal));
+    let bad = node.command(&["cache", "seal", "/etc/passwd"]).output().unwrap();
+    assert_eq!(bad.status.code(), Some(1), "only a cache file can be sealed");
+    let prune = node.command(&["cache", "prune"]).output().unwrap();
+    assert!(prune.status.success(), "{}", log_of(&prune));
+    assert!(!expired.exists() && !orphan.exists() && sealed.exists());
+    assert_eq!(files(&node, ".tar").len(), 2, "the fresh one and the sealed one");
+    let list = text(&node.command(&["cache", "list"]).output().unwrap().stdout);
+    assert!(list.lines().any(|line| line.contains("sid") && line.contains("sealed")), "{list}");
+}
+
+#[test]
+fn two_creates_at_once_bootstrap_once_and_refresh_makes_it_anew() {
+    let node = Node::bare();
+    // A second of the real thing: an own suite script is not needed, the shared tree stands in for nothing here.
+    let disks = [node.disk("a", DISK_BYTES), node.disk("b", DISK_BYTES)];
+    let children: Vec<_> = disks
+        .iter()
+        .map(|disk| {
+            let mut command = node.verb("create", &node.recorded("create", disk));
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    let logs: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", log_of(&output));
+            log_of(&output)
+        })
+        .collect();
+    let bootstraps = logs.iter().filter(|log| log.contains("I: Retrieving InRelease")).count();
+    assert_eq!(bootstraps, 1, "{logs:?}");
+    let waited = logs.iter().find(|log| log.contains("waiting for process"));
+    assert!(waited.is_some_and(|log| log.contains("which bootstraps the same tree")), "{logs:?}");
+    for disk in &disks {
+        let root = Mounted::at(disk, root_offset(disk));
+        assert_eq!(root.read("etc/hostname"), "lg1.example.com\n");
+    }
+    assert_eq!(files(&node, ".tar").len(), 1);
+
+    // Published variants: default and one that is gzipped and has a package more.
+    fs::write(node.etc().join("variants.list"), "small\n").unwrap();
+    node.variant("small.toml", "cache_compression = \"gzip\"\nextra_pkgs = [\"hello\"]\n");
+    let refresh = node.command(&["cache", "refresh"]).output().unwrap();
+    assert!(refresh.status.success(), "{}", log_of(&refresh));
+    let gzipped = files(&node, ".tar.gz");
+    assert_eq!(gzipped.len(), 1, "{:?}", files(&node, ""));
+    let mut env = node.recorded("create", &disks[0]);
+    env.insert("OS_VARIANT".into(), "small".into());
+    let log = node.create(&env);
+    assert!(log.contains(".tar.gz, made"), "it is used: {log}");
+    let root = Mounted::at(&disks[0], root_offset(&disks[0]));
+    assert!(root.path().join("usr/bin/hello").exists());
+    drop(root);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn without_generate_cache_nothing_is_written_and_what_is_there_is_read() {
+    let node = Node::new();
+    node.config("generate_cache = false\n");
+    let before = files(&node, "");
+    let disk = node.disk("d", DISK_BYTES);
+    let log = node.create_on(&disk);
+    assert!(log.contains("using "), "{log}");
+    assert_eq!(files(&node, ""), before);
+}

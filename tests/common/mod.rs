@@ -1,0 +1,317 @@
+//! A node for tests: settings, cache and disks of its own below a temporary directory, a real bootstrapped tree
+//! shared by all, and a look at what is left behind.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_ganeti-instance-debootstrap");
+pub const SUITE: &str = "trixie";
+pub const GIB: u64 = 1 << 30;
+
+/// What noded gives in PATH.
+const NODED_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
+
+/// The project's directory.
+pub fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A cache with a freshly bootstrapped tree, made once for all tests (a real debootstrap, about a minute).
+pub fn shared_cache() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        fs::create_dir_all(&dir).unwrap();
+        let empty = tempfile::tempdir().unwrap();
+        let output = Command::new(PROGRAM)
+            .args(["cache", "build", SUITE])
+            .env_clear()
+            .env("PATH", NODED_PATH)
+            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
+            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
+            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        dir
+    })
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a tool and wants it to succeed; returns its stdout.
+pub fn tool(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// A node of one test.
+pub struct Node {
+    dir: tempfile::TempDir,
+    /// Extra variables for every run.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// With an empty cache.
+    pub fn bare() -> Node {
+        // What a run leaves behind becomes our child, and is found.
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let dir = tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        for sub in ["etc/hooks", "etc/variants", "cache", "disks"] {
+            fs::create_dir_all(dir.path().join(sub)).unwrap();
+        }
+        // The OS directory as it is installed: five links and the files beside them.
+        let os = dir.path().join("os");
+        fs::create_dir(&os).unwrap();
+        for verb in ["create", "import", "export", "rename", "verify"] {
+            std::os::unix::fs::symlink(PROGRAM, os.join(verb)).unwrap();
+        }
+        for file in ["ganeti_api_version", "parameters.list", "common.sh"] {
+            fs::copy(project().join("os-def").join(file), os.join(file)).unwrap();
+        }
+        fs::copy(project().join("os-def/variants.list"), dir.path().join("etc/variants.list")).unwrap();
+        Node { dir, env: BTreeMap::new() }
+    }
+
+    /// With the shared tree in its cache.
+    pub fn new() -> Node {
+        let node = Node::bare();
+        for entry in fs::read_dir(shared_cache()).unwrap().flatten() {
+            if !entry.file_name().to_string_lossy().ends_with(".lock") {
+                fs::hard_link(entry.path(), node.cache().join(entry.file_name())).unwrap();
+            }
+        }
+        node
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn etc(&self) -> PathBuf {
+        self.path().join("etc")
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.path().join("cache")
+    }
+
+    pub fn legacy_defaults(&self) -> PathBuf {
+        self.path().join("etc/default-file")
+    }
+
+    pub fn config(&self, text: &str) {
+        fs::write(self.etc().join("config.toml"), text).unwrap();
+    }
+
+    pub fn variant(&self, file: &str, text: &str) {
+        fs::write(self.etc().join("variants").join(file), text).unwrap();
+    }
+
+    pub fn hook(&self, name: &str, script: &str) {
+        let path = self.etc().join("hooks").join(name);
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A sparse file for a disk.
+    pub fn disk(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.path().join("disks").join(name);
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    /// A recorded environment of a node daemon, with disk 0 (and its size) replaced.
+    pub fn recorded(&self, name: &str, disk: &Path) -> BTreeMap<String, String> {
+        let file = project().join("tests/ganeti-env").join(format!("{name}.env"));
+        let recorded = fs::read_to_string(file).unwrap();
+        let mut env: BTreeMap<String, String> = recorded
+            .lines()
+            .map(|line| line.split_once('=').unwrap())
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .collect();
+        // The recording's variants are those of another OS definition.
+        if env.get("OS_VARIANT").is_some_and(|v| v == "other") {
+            env.insert("OS_VARIANT".into(), "default".into());
+        }
+        env.insert("DISK_0_PATH".into(), disk.display().to_string());
+        env
+    }
+
+    /// The program by its own name.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).env_clear().env("PATH", NODED_PATH).stdin(Stdio::null());
+        self.move_places(&mut command);
+        command
+    }
+
+    fn move_places(&self, command: &mut Command) {
+        command
+            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", self.etc())
+            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", self.legacy_defaults())
+            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", self.cache())
+            .envs(&self.env);
+    }
+
+    /// A verb as noded runs it: by its link, in the OS directory, umask 0077, stdin at its end.
+    pub fn verb(&self, verb: &str, env: &BTreeMap<String, String>) -> Command {
+        let os = self.path().join("os");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "umask 0077; exec \"$0\" \"$@\""]).arg(os.join(verb));
+        if verb == "verify" {
+            command.arg("parameters");
+        }
+        command.env_clear().envs(env).current_dir(os).stdin(Stdio::null());
+        self.move_places(&mut command);
+        command
+    }
+
+    /// Runs create and wants it to succeed; returns its log.
+    pub fn create(&self, env: &BTreeMap<String, String>) -> String {
+        let output = self.verb("create", env).output().unwrap();
+        let log = log_of(&output);
+        assert!(output.status.success(), "{log}");
+        log
+    }
+
+    /// The create of `create.env` on a disk.
+    pub fn create_on(&self, disk: &Path) -> String {
+        self.create(&self.recorded("create", disk))
+    }
+
+    /// Wants that nothing of this node is held any more: loop devices, mounts, processes.
+    pub fn assert_nothing_left(&self) {
+        let dir = self.path().display().to_string();
+        let loops: Vec<String> =
+            tool("losetup", &["-a"]).lines().filter(|l| l.contains(&dir)).map(str::to_owned).collect();
+        assert!(loops.is_empty(), "loop devices are left: {loops:?}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left: Vec<&str> =
+            mounts.lines().filter(|l| l.contains(&dir) || l.contains("/run/ganeti-instance-deb")).collect();
+        assert!(left.is_empty(), "mounts are left: {left:?}");
+        let own = std::process::id().to_string();
+        let children: Vec<String> = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|e| fs::read_to_string(e.path().join("stat")).ok())
+            .filter(|stat| {
+                let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+                let mut fields = after.split(' ');
+                fields.next() != Some("Z") && fields.next() == Some(own.as_str())
+            })
+            .collect();
+        assert!(children.is_empty(), "processes are left: {children:?}");
+    }
+}
+
+/// stdout and stderr as noded's log has them.
+pub fn log_of(output: &Output) -> String {
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// A loop device of a test's own over a file: stands for any block device.
+pub struct BlockDevice(pub PathBuf);
+
+impl BlockDevice {
+    pub fn over(file: &Path, options: &[&str]) -> BlockDevice {
+        let file = file.display().to_string();
+        let mut args = vec!["--show", "-f"];
+        args.extend(options);
+        args.push(&file);
+        BlockDevice(tool("losetup", &args).trim().into())
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A filesystem mounted read-only to look at.
+pub struct Mounted {
+    target: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// The root of a disk at an offset in bytes.
+    pub fn at(disk: &Path, offset: u64) -> Mounted {
+        Mounted::with(disk, &format!("ro,loop,offset={offset}"))
+    }
+
+    pub fn with(disk: &Path, options: &str) -> Mounted {
+        let target = tempfile::tempdir().unwrap();
+        tool("mount", &["-o", options, disk.to_str().unwrap(), target.path().to_str().unwrap()]);
+        Mounted { target }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.target.path()
+    }
+
+    pub fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.path().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+    }
+
+    pub fn mode(&self, file: &str) -> u32 {
+        fs::symlink_metadata(self.path().join(file)).unwrap_or_else(|e| panic!("{file}: {e}")).mode() & 0o7777
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.target.path()).status();
+    }
+}
+
+/// Where the root begins: number of the partition's first byte, as sfdisk sees the table.
+pub fn root_offset(disk: &Path) -> u64 {
+    let json = tool("sfdisk", &["--json", disk.to_str().unwrap()]);
+    let table: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let partitions = table["partitiontable"]["partitions"].as_array().unwrap();
+    let first = partitions
+        .iter()
+        .find(|p| {
+            p["node"].as_str().unwrap().trim_end_matches(char::is_numeric).len() + 1
+                == p["node"].as_str().unwrap().len()
+                && p["node"].as_str().unwrap().ends_with('1')
+        })
+        .unwrap_or_else(|| panic!("no partition 1 in {json}"));
+    first["start"].as_u64().unwrap() * 512
+}
+
+/// Checks a filesystem with its own tool; wants it clean.
+pub fn fsck(disk: &Path, offset: u64, filesystem: &str) {
+    let device = BlockDevice::over(disk, &["-r", "-o", &offset.to_string()]);
+    let path = device.0.to_str().unwrap();
+    match filesystem {
+        "xfs" => drop(tool("xfs_repair", &["-n", path])),
+        "btrfs" => drop(tool("btrfs", &["check", "--readonly", path])),
+        _ => drop(tool("e2fsck", &["-fn", path])),
+    }
+}
+
+/// Every byte of a file that is not a hole is hashed: for "nothing was touched".
+pub fn digest(path: &Path) -> String {
+    tool("sha256sum", &[path.to_str().unwrap()])
+}
+
+/// Starts a command whose end is waited for elsewhere; it is killed if the test ends first.
+pub fn killed_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl is async-signal-safe.
+    #[allow(unsafe_code, reason = "a parent-death signal for the program under test")]
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?))
+    }
+}
