@@ -39,7 +39,8 @@ test:
 	tests/install-tools test
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	shellcheck tests/install-tools tests/demo tests/ganeti/cluster
+	shellcheck tests/install-tools tests/demo tests/ganeti/cluster tests/upgrade/enter.sh \
+	  tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second debian/postinst debian/prerm debian/postrm hooks/motd
 	$(MAKE) deb
 	$(CARGO) test --locked --no-fail-fast -- --test-threads=1
 

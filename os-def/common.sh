@@ -16,22 +16,25 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# map_disk0 DISK: prints the device of the first partition. While hooks run the disk's partitions exist as nodes
-# already; for any other disk they are made with kpartx.
+# map_disk0 DISK: prints the device of the first partition. While hooks run the partitions of the instance's disk
+# exist as nodes already; those of another disk are made with kpartx.
 map_disk0() {
-  if [ -b "${1}p1" ]; then
-    echo "${1}p1"
-  elif [ -b "${1}1" ]; then
-    echo "${1}1"
-  else
-    kpartx -a -s -p-part "$1" >&2 || { log_error "kpartx cannot map the partitions of $1"; exit 1; }
-    echo "/dev/mapper/$(basename "$1")-part1"
+  local disk=$1 name
+  if [ "$disk" = "$DISK_0_PATH" ] && [ -b "$BLOCKDEV" ]; then
+    disk=$BLOCKDEV
   fi
+  # A name that ends in a digit gets a p before the partition's number.
+  case $disk in *[0-9]) name=${disk}p1;; *) name=${disk}1;; esac
+  if [ ! -b "$name" ]; then
+    kpartx -a -s -p-part "$disk" >&2 || { log_error "kpartx cannot map the partitions of $disk"; exit 1; }
+    name=/dev/mapper/${disk##*/}-part1
+  fi
+  echo "$name"
 }
 
 # unmap_disk0 DISK: undoes map_disk0.
 unmap_disk0() {
-  if [ -b "/dev/mapper/$(basename "$1")-part1" ]; then
+  if [ -b "/dev/mapper/${1##*/}-part1" ]; then
     kpartx -d -p-part "$1"
   fi
 }

@@ -60,13 +60,14 @@ pub fn shell_settings(context: &Context, instance: &Instance, settings: &Setting
             text += &format!("{legacy}={}\n", quoted(value));
         }
     }
+    let disk = instance.disks.first().map(|disk| disk.address.display()).unwrap_or_default();
     let paths = [
-        ("CACHE_DIR", context.places.cache_dir.as_path()),
-        ("blockdev", stage.disk),
-        ("filesystem_dev", stage.root_device),
+        ("CACHE_DIR", context.places.cache_dir.display().to_string()),
+        ("blockdev", disk),
+        ("filesystem_dev", stage.root_device.display().to_string()),
     ];
     for (name, path) in paths {
-        text += &format!("{name}={}\n", quoted(&path.to_string_lossy()));
+        text += &format!("{name}={}\n", quoted(&path));
     }
     text += &format!("ARCH={}\ninstance={}\n", quoted(&settings.arch), quoted(instance.name.full()));
     text
@@ -132,7 +133,7 @@ fn run_in_the_open(
 ) -> Result<Vec<(usize, i32)>> {
     let mut ended = Vec::new();
     for (index, hook) in hooks.iter().enumerate() {
-        let result = Tool::new(hook).envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
+        let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
         let status = match result {
             Ok(()) => 0,
             Err(error) => match error.downcast_ref::<tool::ToolError>() {

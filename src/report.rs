@@ -180,6 +180,12 @@ impl<T, E: Into<Error>> WithHint<T> for std::result::Result<T, E> {
     }
 }
 
+/// An error and its causes in one sentence, without the hint.
+pub fn sentence(error: &Error) -> String {
+    let causes = error.chain().map(|cause| cause.to_string()).filter(|text| !text.starts_with("hint: "));
+    causes.collect::<Vec<_>>().join(": ")
+}
+
 /// Prints an error once: what was being done, its causes inward, the innermost hint as the last line.
 pub fn error(error: &Error) {
     let mut text = String::new();
@@ -191,7 +197,9 @@ pub fn error(error: &Error) {
             hint = Some(message);
             continue;
         }
-        let _ = writeln!(text, "{indent}{message}");
+        // The predecessor's own words are left alone.
+        let indent_now = if message.starts_with("ERROR: ") { "" } else { indent };
+        let _ = writeln!(text, "{indent_now}{message}");
         indent = "  ";
     }
     text.extend(hint);

@@ -111,6 +111,12 @@ impl Tool {
         self
     }
 
+    /// Nothing but what is given from here on: for what runs on behalf of an admin's own files.
+    pub fn bare_env(mut self) -> Tool {
+        self.env.clear();
+        self
+    }
+
     /// The directory it runs in.
     pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Tool {
         self.cwd = Some(dir.into());

@@ -137,12 +137,6 @@ fn without_the_namespace_a_process_lives_on() {
 #[test]
 fn common_sh_gives_the_functions_and_the_settings() {
     let node = Node::new();
-    fs::write(
-        node.legacy_defaults(),
-        "MIRROR=\"\"\nPARTITION_ALIGNMENT=2048\nexport FROM_DEFAULTS='a b'\nCOMPONENTS=\"main\"\n",
-    )
-    .unwrap();
-    // The tree of the shared cache was made without components: another key would bootstrap.
     fs::write(node.legacy_defaults(), "PARTITION_ALIGNMENT=2048\nexport FROM_DEFAULTS='a b'\n").unwrap();
     node.hook(
         "common",
@@ -174,7 +168,8 @@ CLEANUP+=("touch $TARGET/root/cleaned-2")
     }
     assert_eq!(said.matches("function").count(), 5, "{said}");
     let value = |name: &str| said.lines().find_map(|l| l.strip_prefix(name)).unwrap();
-    assert_eq!(value("dev="), format!("{}p1", value("blockdev=")));
+    assert_eq!(value("blockdev="), disk.display().to_string());
+    assert!(value("dev=").starts_with("/dev/loop") && value("dev=").ends_with("p1"), "{said}");
     for file in ["cleaned-1", "cleaned-2"] {
         assert!(root.path().join("root").join(file).exists(), "{file}");
     }
@@ -216,4 +211,15 @@ fn boot_code_that_a_hook_writes_stays_and_a_truncated_disk_is_noticed() {
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("a hook changed the disk's size"), "{log}");
     node.assert_nothing_left();
+}
+
+#[test]
+fn the_motd_hook_names_the_instance() {
+    let node = Node::new();
+    let script = fs::read_to_string(common::project().join("hooks/motd")).unwrap();
+    node.hook("90-motd", &script);
+    let disk = node.disk("d", DISK_BYTES);
+    node.create_on(&disk);
+    let motd = root_of(&disk).read("etc/motd");
+    assert!(motd.contains("lg1.example.com: trixie "), "{motd}");
 }

@@ -25,6 +25,8 @@ CLEANUP=( )
 log_error() { echo "$@" >&2; }
 
 set -e
+# Which line it was: bash itself says nothing where a command simply fails.
+trap 'log_error "${BASH_SOURCE[0]}:$LINENO: failed: $BASH_COMMAND"' ERR
 if [ -n "$__legacy" ]; then
   set -x
   . "$__legacy"

@@ -12,7 +12,7 @@ use super::table::{KEYS, Key, Kind};
 use super::{Origin, Value, Values};
 use crate::report::WithHint;
 use crate::request::Env;
-use crate::tool::Tool;
+use crate::tool::{DEFAULT_PATH, Tool};
 
 const SCRIPT: &str = include_str!("evaluate.sh");
 
@@ -53,6 +53,7 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
         env.remove(OsString::from(name).as_os_str());
     }
     env.insert("OS_VARIANT".into(), files.variant.unwrap_or("").into());
+    env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
     let out = Tool::new("bash")
         .args(["--noprofile", "--norc", "-c", SCRIPT, files.verb])
         .arg(files.defaults_file.map(PathBuf::from).unwrap_or_default())
@@ -60,12 +61,13 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
         .arg(default_pairs.len().to_string())
         .args(&default_pairs)
         .args(config_pairs)
+        .bare_env()
         .envs(&env)
         .cwd(files.cwd)
         .output()
         .map_err(|error| shorten(error, files))
         .context("evaluating the shell settings")
-        .hint("bash -n FILE finds errors of syntax; `config check` names the file")?;
+        .hint("correct the file that is named above; bash -n FILE finds errors of syntax")?;
     let records = Records::parse(&out)?;
     Ok(records.into_evaluated(files, &env))
 }

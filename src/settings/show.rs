@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::table::KEYS;
 use super::{Layers, Origin, gather_layers, published, with_files};
+use crate::report;
 use crate::request::{Context, VariantName};
 
 /// One line per setting: name, value and, where asked for, origin.
@@ -77,7 +78,7 @@ pub fn check(context: &Context) -> Result<Check> {
                 layers.values.get("variants_dir").map(|value| value.text.clone())
             }
             Err(error) => {
-                add(&mut check.problems, vec![format!("{error:#}")]);
+                add(&mut check.problems, vec![report::sentence(&error)]);
                 None
             }
         };

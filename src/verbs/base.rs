@@ -61,16 +61,16 @@ fn cached(plan: &BasePlan, store: &Store) -> Result<Option<BaseTar>> {
     Ok(Some(base))
 }
 
-/// `3days`: the largest unit says enough.
+/// `3 days`: the largest unit says enough.
 fn rounded(age: Duration) -> String {
     let seconds = age.as_secs();
-    let unit = match seconds {
-        0..60 => 1,
-        60..3600 => 60,
-        3600..86_400 => 3600,
-        _ => 86_400,
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..86_400 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
     };
-    humantime::format_duration(Duration::from_secs(seconds / unit * unit)).to_string()
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Without a cache the tree needs a place all the same.
@@ -156,4 +156,18 @@ pub fn refuse_misfit(base: &BaseTar, root_bytes: u64) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_by_its_largest_unit() {
+        let table =
+            [(0, "0 seconds"), (61, "1 minute"), (7200, "2 hours"), (100_000, "1 day"), (900_000, "10 days")];
+        for (seconds, text) in table {
+            assert_eq!(rounded(Duration::from_secs(seconds)), text);
+        }
+    }
 }

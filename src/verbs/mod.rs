@@ -93,20 +93,21 @@ fn warn(settings: &Settings) {
 }
 
 /// What a command that Ganeti does not call knows of the node: no instance, and of the environment only what a
-/// program needs, so that a variable of an admin's shell is not taken for a setting.
+/// program needs, and what Ganeti would give a shell file to look at (`HYPERVISOR=kvm ... config show`); a variable
+/// of an admin's shell is not taken for a setting.
 fn node_context(env: &Env, variant: Option<&str>) -> Result<Context> {
-    let variant = match variant {
-        Some(name) => {
-            Some(VariantName::parse(name).with_context(|| format!("\"{name}\" is no name for a variant"))?)
-        }
-        None => None,
+    let parse =
+        |name| VariantName::parse(name).with_context(|| format!("\"{name}\" is no name for a variant"));
+    let keep = ["PATH", "HOME", "TERM", "LANG", "LC_ALL", "TMPDIR", "HYPERVISOR"];
+    let of_ganeti = ["OS_", "INSTANCE_", "DISK_", "NIC_"];
+    let kept = |name: &OsString| {
+        let name = name.to_string_lossy();
+        keep.iter().any(|k| name == *k) || of_ganeti.iter().any(|prefix| name.starts_with(prefix))
     };
-    let keep = ["PATH", "HOME", "TERM", "LANG", "LC_ALL", "TMPDIR"];
-    let kept = |name: &OsString| keep.iter().any(|k| name == *k);
     Ok(Context {
         api: crate::request::Api::V20,
         os_name: "debootstrap".into(),
-        variant,
+        variant: variant.map(parse).transpose()?,
         parameters: std::collections::BTreeMap::new(),
         debug_level: 0,
         env: env.iter().filter(|(name, _)| kept(name)).map(|(n, v)| (n.clone(), v.clone())).collect(),
