@@ -27,6 +27,11 @@ install: build
 	install -d $(DESTDIR)/var/cache/$(PROGRAM)
 	install -d $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples
 	cp -R hooks/. $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples/
+	@# Straight onto a node: what a package's postinst would do. Nothing that is there is replaced.
+	if [ -z "$(DESTDIR)" ]; then \
+	  [ -e $(sysconfdir)/default/$(PROGRAM) ] || [ -e $(CONF_DIR)/config.toml ] || \
+	    install -m 0644 os-def/config.toml $(CONF_DIR)/; \
+	  [ -e $(CONF_DIR)/variants.list ] || install -m 0644 os-def/variants.list $(CONF_DIR)/; fi
 
 # A real Debian tree on a real partitioned disk, in demo.img.
 demo:

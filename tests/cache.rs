@@ -11,6 +11,13 @@ use common::{GIB, Mounted, Node, log_of, root_offset, text, tool};
 
 const DISK_BYTES: u64 = GIB;
 
+/// What debootstrap itself would install from.
+fn default_mirror() -> String {
+    let script = fs::read_to_string("/usr/sbin/debootstrap").unwrap();
+    let value = script.lines().find_map(|line| line.strip_prefix("DEF_MIRROR=")).unwrap();
+    value.trim_matches('"').to_owned()
+}
+
 fn files(node: &Node, ending: &str) -> Vec<std::path::PathBuf> {
     let mut paths: Vec<_> = fs::read_dir(node.cache()).unwrap().flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.to_string_lossy().ends_with(ending));
@@ -108,7 +115,6 @@ fn prune_removes_what_expired_and_what_belongs_to_nothing_and_spares_what_is_sea
 #[test]
 fn two_creates_at_once_bootstrap_once_and_refresh_makes_it_anew() {
     let node = Node::bare();
-    // A second of the real thing: an own suite script is not needed, the shared tree stands in for nothing here.
     let disks = [node.disk("a", DISK_BYTES), node.disk("b", DISK_BYTES)];
     let children: Vec<_> = disks
         .iter()
@@ -136,19 +142,54 @@ fn two_creates_at_once_bootstrap_once_and_refresh_makes_it_anew() {
     }
     assert_eq!(files(&node, ".tar").len(), 1);
 
-    // Published variants: default and one that is gzipped and has a package more.
+    // A published variant: an alias for a suite, a package more, gzip, and a script that rides along with the
+    // mirror and writes down what it sees in the second stage.
+    let script = node.path().join("script");
+    let scripts = "/usr/share/debootstrap/scripts";
+    let mirror = default_mirror();
+    let body = format!(
+        r#". {scripts}/{suite}
+eval "$(sed -n '/^second_stage_install ()/,/^}}/p' {scripts}/debian-common | sed '1s/second_stage_install/theirs/')"
+second_stage_install () {{
+  cat $TARGET/usr/sbin/policy-rc.d > $TARGET/root/policy
+  readlink /proc/self/ns/pid /proc/self/ns/mnt > $TARGET/root/namespaces
+  theirs
+}}
+"#,
+        suite = common::SUITE
+    );
+    fs::write(&script, body).unwrap();
     fs::write(node.etc().join("variants.list"), "small\n").unwrap();
-    node.variant("small.toml", "cache_compression = \"gzip\"\nextra_pkgs = [\"hello\"]\n");
+    node.variant(
+        "small.toml",
+        &format!(
+            "suite = \"stable\"\nmirror = \"{mirror} {}\"\ncache_compression = \"gzip\"\nextra_pkgs = [\"hello\", \"cron\"]\n",
+            script.display()
+        ),
+    );
     let refresh = node.command(&["cache", "refresh"]).output().unwrap();
     assert!(refresh.status.success(), "{}", log_of(&refresh));
+    node.assert_nothing_left();
     let gzipped = files(&node, ".tar.gz");
     assert_eq!(gzipped.len(), 1, "{:?}", files(&node, ""));
+    let list = node.command(&["cache", "list", "--json"]).output().unwrap().stdout;
+    let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+    let stable = list.as_array().unwrap().iter().find(|entry| entry["suite"] == "stable").unwrap();
+    assert_eq!(stable["codename"], common::SUITE, "the current stable, recorded by its code name");
     let mut env = node.recorded("create", &disks[0]);
     env.insert("OS_VARIANT".into(), "small".into());
     let log = node.create(&env);
     assert!(log.contains(".tar.gz, made"), "it is used: {log}");
     let root = Mounted::at(&disks[0], root_offset(&disks[0]));
     assert!(root.path().join("usr/bin/hello").exists());
+    assert!(root.read("etc/apt/sources.list").contains(" trixie-security "), "and its guests stay with it");
+    assert!(root.read("root/policy").contains("exit 101"), "no service starts while packages install");
+    assert!(!root.path().join("usr/sbin/policy-rc.d").exists());
+    let namespaces = root.read("root/namespaces");
+    for kind in ["pid", "mnt"] {
+        let ours = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string();
+        assert!(!namespaces.contains(&ours), "{kind}: {namespaces}");
+    }
     drop(root);
     node.assert_nothing_left();
 }

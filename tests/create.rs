@@ -518,3 +518,42 @@ fn permissions_of_hooks_files_do_not_depend_on_nodeds_umask() {
     let root = Mounted::at(&disk, root_offset(&disk));
     assert_eq!(root.mode("etc/from-hook"), 0o644);
 }
+
+#[test]
+fn the_log_has_steps_with_times_and_a_higher_debug_level_the_commands() {
+    let node = Node::new();
+    let disk = node.disk("d", DISK_BYTES);
+    let mut env = node.recorded("create", &disk);
+    let log = node.create(&env);
+    for step in [" s  unpacking", " s  personalising", " s  flushing", " s  lg1.example.com is installed"] {
+        assert!(log.contains(step), "{log}");
+    }
+    assert!(!log.contains("+ mke2fs"), "{log}");
+    env.insert("DEBUG_LEVEL".into(), "1".into());
+    let log = node.create(&env);
+    assert!(log.contains("+ mke2fs -F -q -t ext4"), "{log}");
+    assert!(log.contains("direct I/O") || log.contains("buffered I/O"), "{log}");
+}
+
+#[test]
+fn a_terminal_gets_a_progress_display() {
+    let node = Node::new();
+    let image = node.path().join("t.img");
+    let command =
+        format!("{} image --name t.example.com --size 2G --output {}", common::PROGRAM, image.display());
+    let places = node.command(&[]);
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &command, "/dev/null"])
+        .env_clear()
+        .env("TERM", "xterm")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    for (name, value) in places.get_envs().filter(|(name, _)| name.to_string_lossy().starts_with("GANETI_")) {
+        script.env(name, value.unwrap());
+    }
+    let output = script.stdin(std::process::Stdio::null()).output().unwrap();
+    let screen = text(&output.stdout);
+    assert!(output.status.success(), "{screen}");
+    assert!(screen.contains("00:00:00  unpacking"), "the spinner with its clock: {screen:?}");
+    assert!(screen.is_ascii());
+}

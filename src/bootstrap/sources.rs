@@ -94,7 +94,7 @@ fn security_mirrors(base: &Source) -> Vec<String> {
     let mut mirrors = Vec::new();
     mirrors.extend(sibling(&base.mirror));
     mirrors.extend(node_security_mirror());
-    mirrors.extend(default_mirror(&base.suite).as_deref().and_then(sibling));
+    mirrors.extend(default_mirror().as_deref().and_then(sibling));
     let mut seen = Vec::new();
     mirrors.retain(|mirror| {
         !seen.contains(mirror) && {
@@ -130,11 +130,11 @@ fn security_uri(text: &str) -> Option<String> {
     })
 }
 
-/// The mirror that debootstrap's script of a suite falls back to.
-fn default_mirror(suite: &str) -> Option<String> {
-    let scripts = Path::new("/usr/share/debootstrap/scripts");
-    let text = std::fs::read_to_string(scripts.join(suite)).ok()?;
-    text.lines().find_map(|line| line.trim().strip_prefix("default_mirror ")).map(|m| m.trim().to_owned())
+/// The mirror that debootstrap falls back to; it is a shell script that says so in one line.
+fn default_mirror() -> Option<String> {
+    let script = std::fs::read_to_string("/usr/sbin/debootstrap").ok()?;
+    let value = script.lines().find_map(|line| line.strip_prefix("DEF_MIRROR="))?;
+    Some(value.trim_matches('"').to_owned()).filter(|mirror| mirror.contains("://"))
 }
 
 /// The first candidate that serves its suite, signed; its lists stay for the upgrade.
