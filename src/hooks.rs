@@ -15,7 +15,8 @@ use crate::report::{self, WithHint};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
 use crate::settings::table::KEYS;
-use crate::tool::{self, Tool};
+use crate::sys;
+use crate::tool::{self, Ended, Tool};
 
 /// Where the disk and the tree are while hooks run.
 pub struct Stage<'a> {
@@ -49,7 +50,7 @@ pub fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsS
 /// Settings as shell assignments: what a hook that sources common.sh finds as plain variables.
 pub fn shell_settings(context: &Context, instance: &Instance, settings: &Settings, stage: &Stage) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
-    let mut text = String::new();
+    let mut text = settings.layers.shell_state.clone();
     for key in KEYS {
         if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {
             let value = match value.text.as_str() {
@@ -115,7 +116,8 @@ pub fn run(
         let cwd = &context.places.os_dir;
         let ended = if plan.namespace {
             let commands = hooks.iter().map(|hook| vec![hook.clone().into_os_string()]).collect();
-            let job = Job { commands, fail_fast: plan.fail_fast, ..Job::default() };
+            let umask = Some(sys::inherited_umask());
+            let job = Job { commands, fail_fast: plan.fail_fast, umask, ..Job::default() };
             tool::run_sequence(job, &env, cwd)?
         } else {
             run_in_the_open(&hooks, plan.fail_fast, &env, cwd)?
@@ -130,35 +132,39 @@ fn run_in_the_open(
     fail_fast: bool,
     env: &[(OsString, OsString)],
     cwd: &Path,
-) -> Result<Vec<(usize, i32)>> {
+) -> Result<Vec<Ended>> {
     let mut ended = Vec::new();
+    let umask = |mask| nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    let ours = umask(sys::inherited_umask());
     for (index, hook) in hooks.iter().enumerate() {
         let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
-        let status = match result {
-            Ok(()) => 0,
+        let (status, tail) = match result {
+            Ok(()) => (0, String::new()),
             Err(error) => match error.downcast_ref::<tool::ToolError>() {
-                Some(tool::ToolError::Status(_, status, _)) => *status,
-                Some(tool::ToolError::Signal(_, signal, _)) => 128 + signal,
-                _ => return Err(error),
+                Some(tool::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
+                Some(tool::ToolError::Signal(_, signal, tail)) => (128 + signal, tail.clone()),
+                Some(tool::ToolError::Missing(_)) => (127, String::new()),
+                None => return Err(error),
             },
         };
-        ended.push((index, status));
+        ended.push(Ended { index, status, tail });
         if status != 0 && fail_fast {
             break;
         }
     }
+    umask(ours.bits());
     Ok(ended)
 }
 
-fn judge(hooks: &[PathBuf], ended: &[(usize, i32)]) -> Result<()> {
+fn judge(hooks: &[PathBuf], ended: &[Ended]) -> Result<()> {
     let name = |index: usize| hooks.get(index).map_or(String::new(), |hook| hook.display().to_string());
     let failed: Vec<String> = ended
         .iter()
-        .filter(|(_, status)| *status != 0)
-        .map(|(index, status)| match status {
-            127 => format!("the hook {} could not be started", name(*index)),
-            129.. => format!("the hook {} was ended by signal {}", name(*index), status - 128),
-            _ => format!("the hook {} ended with exit status {status}", name(*index)),
+        .filter(|ended| ended.status != 0)
+        .map(|Ended { index, status, tail }| match status {
+            127 => format!("the hook {} could not be started{tail}", name(*index)),
+            129.. => format!("the hook {} was ended by signal {}{tail}", name(*index), status - 128),
+            _ => format!("the hook {} ended with exit status {status}{tail}", name(*index)),
         })
         .collect();
     if failed.is_empty() {
@@ -168,7 +174,7 @@ fn judge(hooks: &[PathBuf], ended: &[(usize, i32)]) -> Result<()> {
         return Ok(());
     }
     Err(anyhow::anyhow!("{}", failed.join("\n  ")))
-        .hint("what a hook printed stands above; `keep_failed = true` leaves the disk to look at")
+        .hint("all that a hook printed stands in the log; `keep_failed = true` leaves the disk to look at")
 }
 
 #[cfg(test)]
@@ -199,7 +205,8 @@ mod tests {
     #[test]
     fn each_failed_hook_is_named() {
         let hooks = [PathBuf::from("/h/a"), "/h/b".into(), "/h/c".into()];
-        let error = judge(&hooks, &[(0, 3), (1, 0), (2, 137)]).unwrap_err();
+        let ended = |index, status| Ended { index, status, tail: String::new() };
+        let error = judge(&hooks, &[ended(0, 3), ended(1, 0), ended(2, 137)]).unwrap_err();
         let text = format!("{:?}", error.root_cause().to_string());
         assert!(text.contains("/h/a ended with exit status 3"), "{text}");
         assert!(text.contains("/h/c was ended by signal 9"), "{text}");

@@ -31,6 +31,8 @@ pub struct Job {
     pub chroot: Option<PathBuf>,
     /// Stop at the first command that fails.
     pub fail_fast: bool,
+    /// The umask of the commands, where it is not ours.
+    pub umask: Option<u32>,
     /// A descriptor that gets one line per command as it ends: `INDEX STATUS`.
     pub status_fd: Option<i32>,
     /// Each a program with its arguments.
@@ -49,6 +51,7 @@ impl Job {
             self.chroot.clone().unwrap_or_default().into(),
             (if self.fail_fast { "fail-fast" } else { "all" }).into(),
             self.status_fd.unwrap_or(-1).to_string().into(),
+            self.umask.map_or_else(String::new, |mask| mask.to_string()).into(),
         ];
         for command in &self.commands {
             argv.push(command.len().to_string().into());
@@ -61,6 +64,7 @@ impl Job {
         let chroot = argv.next()?;
         let fail_fast = argv.next()? == "fail-fast";
         let status_fd: i32 = argv.next()?.to_str()?.parse().ok()?;
+        let umask = argv.next()?.to_str()?.parse().ok();
         let mut commands = Vec::new();
         while let Some(count) = argv.next() {
             let count: usize = count.to_str()?.parse().ok()?;
@@ -70,6 +74,7 @@ impl Job {
             chroot: (!chroot.is_empty()).then(|| chroot.into()),
             fail_fast,
             status_fd: (status_fd >= 0).then_some(status_fd),
+            umask,
             commands,
         })
     }
@@ -99,8 +104,14 @@ fn run(job: &Job) -> Result<u8> {
         mount_proc(&root.join("proc"))?;
     }
     let mut status_file = job.status_fd.map(sys::adopt_fd);
+    if let Some(mask) = job.umask {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    }
     let mut worst = 0;
     for (index, command) in job.commands.iter().enumerate() {
+        if job.commands.len() > 1 || job.status_fd.is_some() {
+            announce(index);
+        }
         let status = run_one(job, command)?;
         if let Some(file) = &mut status_file {
             writeln!(file, "{index} {status}").context("reporting a command's status")?;
@@ -113,6 +124,16 @@ fn run(job: &Job) -> Result<u8> {
         }
     }
     Ok(worst)
+}
+
+/// Before each command of several a line that is not of their making: which one speaks now.
+fn announce(index: usize) {
+    let _ = std::io::stderr().lock().write_all(format!("\x01{index}\n").as_bytes());
+}
+
+/// The index that such a line announces.
+pub fn announced(line: &[u8]) -> Option<usize> {
+    std::str::from_utf8(line.strip_prefix(b"\x01")?).ok()?.parse().ok()
 }
 
 fn mount_proc(at: &Path) -> Result<()> {
@@ -158,6 +179,7 @@ mod tests {
             chroot: Some("/target".into()),
             fail_fast: true,
             status_fd: Some(7),
+            umask: Some(0o77),
             commands: vec![vec!["a".into(), "".into(), "b c".into()], vec!["d".into()]],
         };
         assert_eq!(Job::from_argv(job.to_argv().into_iter()), Some(job));

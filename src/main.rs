@@ -10,7 +10,7 @@ use ganeti_instance_debootstrap::cli::Cli;
 use ganeti_instance_debootstrap::request::{Verb, process_env};
 use ganeti_instance_debootstrap::signals::{self, Interrupted};
 use ganeti_instance_debootstrap::verbs::{self, Outcome};
-use ganeti_instance_debootstrap::{init, report, sys};
+use ganeti_instance_debootstrap::{PROGRAM, init, report, sys};
 
 /// Done.
 const DONE: u8 = 0;
@@ -26,8 +26,7 @@ fn main() -> ExitCode {
     if name == init::ARGV0 {
         return init::main(args);
     }
-    // noded's umask is 0077; it must not leak into a guest.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    sys::set_umask();
     if let Err(error) = signals::catch() {
         report::error(&error);
         return ExitCode::from(FAILED);
@@ -57,7 +56,7 @@ fn main() -> ExitCode {
 /// Called as `create` and the like, the name is the verb.
 fn as_subcommand(name: OsString, args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let verb = Path::new(&name).file_name().and_then(Verb::from_name);
-    let mut argv = vec![name];
+    let mut argv = vec![PROGRAM.into()];
     argv.extend(verb.map(|verb| verb.name().into()));
     argv.extend(args);
     argv

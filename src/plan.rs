@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::bootstrap::Recipe;
 use crate::disk::layout::{Layout, Role};
@@ -80,6 +80,9 @@ impl Plan {
     /// Decides. Errors are refusals: nothing has been touched.
     pub fn new(context: &Context, instance: &Instance, settings: &Settings, disk: DiskFacts) -> Result<Plan> {
         let root_disk = instance.disks.first().context("an instance without disks")?;
+        if root_disk.read_only {
+            bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
+        }
         let layout = Layout::new(
             settings.partition_style,
             disk.size_bytes,

@@ -275,6 +275,11 @@ impl Tool {
     }
 }
 
+/// Refuses where a tool is not there, with what to install: for asking before anything is destroyed.
+pub fn require(program: &str) -> Result<()> {
+    Tool::new(program).find()
+}
+
 /// The file that `program` names in a search path.
 pub fn find_in(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
     if program.as_encoded_bytes().contains(&b'/') {
@@ -292,8 +297,8 @@ pub fn init_command(job: &Job) -> Command {
 }
 
 /// Runs several commands, one after the other, in one pair of namespaces; returns (index, status) of each that
-/// ran. Output goes to the log line by line.
-pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> Result<Vec<(usize, i32)>> {
+/// ran, with the end of what it printed. Output goes to the log line by line.
+pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> Result<Vec<Ended>> {
     signals::check()?;
     let (status_read, status_write) = pipe()?;
     let (log_read, log_write) = pipe()?;
@@ -306,7 +311,17 @@ pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> R
     let mut child = spawned.context("starting an init for the hooks")?;
     drop((command, status_write));
     let mut pump = Pump::new(log_read.into(), None);
-    let status = pump.until_exit(&mut child, &mut report::tool_line)?;
+    let mut tails = vec![Tail::default(); job.commands.len()];
+    let mut running = 0;
+    let status = pump.until_exit(&mut child, &mut |line| match init::announced(line) {
+        Some(index) => running = index,
+        None => {
+            report::tool_line(line);
+            if let Some(tail) = tails.get_mut(running) {
+                tail.push(line);
+            }
+        }
+    })?;
     let mut text = String::new();
     File::from(status_read).read_to_string(&mut text).context("reading the hooks' statuses")?;
     if status.code() == Some(i32::from(init::INIT_FAILED)) || status.signal().is_some() {
@@ -314,9 +329,20 @@ pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> R
     }
     let parse = |line: &str| {
         let (index, status) = line.split_once(' ')?;
-        Some((index.parse().ok()?, status.parse().ok()?))
+        let index: usize = index.parse().ok()?;
+        Some(Ended { index, status: status.parse().ok()?, tail: tails.get(index)?.text() })
     };
     Ok(text.lines().filter_map(parse).collect())
+}
+
+/// How one command of a sequence ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub index: usize,
+    /// Exit status, 128 + N for signal N, 127 where it could not be started.
+    pub status: i32,
+    /// The last lines of its output, each on a line of its own.
+    pub tail: String,
 }
 
 /// Read end and write end; close-on-exec.
@@ -350,7 +376,7 @@ fn quote(word: &OsStr) -> String {
 }
 
 /// The last lines of a tool's output.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Tail(VecDeque<String>);
 
 impl Tail {

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
 use common::{GIB, Mounted, Node, log_of, root_offset, text, tool};
@@ -83,6 +83,12 @@ fn a_damaged_file_is_noticed_and_verify_finds_it() {
     let verify = node.command(&["cache", "verify"]).output().unwrap();
     assert_eq!(verify.status.code(), Some(1));
     assert!(text(&verify.stdout).contains("DAMAGED"));
+    let probe = std::process::Command::new("blkid").arg("-p").arg(&disk).output().unwrap();
+    assert_eq!(
+        (probe.status.code(), fs::metadata(&disk).unwrap().blocks()),
+        (Some(2), 0),
+        "nothing was written"
+    );
 }
 
 #[test]
@@ -102,11 +108,29 @@ fn prune_removes_what_expired_and_what_belongs_to_nothing_and_spares_what_is_sea
     let orphan = make("base-wheezy-amd64-0123456789abcdef.deadbeef.tar");
     let seal = node.command(&["cache", "seal"]).arg(&sealed).output().unwrap();
     assert!(seal.status.success(), "{}", log_of(&seal));
+    let bare = node.command(&["cache", "seal", "cache-sid-amd64.tar"]).output().unwrap();
+    assert!(bare.status.success(), "a bare name is one of the cache: {}", log_of(&bare));
+    let gone = make("cache-buster-amd64.tar");
+    assert!(node.command(&["cache", "seal"]).arg(&gone).status().unwrap().success());
+    fs::remove_file(&gone).unwrap();
+    fs::write(node.cache().join("base-old-amd64-0123456789abcdef.lock"), "").unwrap();
     let bad = node.command(&["cache", "seal", "/etc/passwd"]).output().unwrap();
     assert_eq!(bad.status.code(), Some(1), "only a cache file can be sealed");
     let prune = node.command(&["cache", "prune"]).output().unwrap();
     assert!(prune.status.success(), "{}", log_of(&prune));
     assert!(!expired.exists() && !orphan.exists() && sealed.exists());
+    assert!(!gone.with_extension("toml").exists(), "a seal without its file belongs to nothing");
+    assert!(files(&node, ".lock").is_empty());
+
+    // What one variant keeps for ever has not expired; with settings that cannot be read nothing is removed.
+    let kept = make("cache-jessie-amd64.tar");
+    node.variant("old.toml", "suite = \"jessie\"\nclean_cache = \"\"\n");
+    assert!(node.command(&["cache", "prune"]).status().unwrap().success());
+    assert!(kept.exists());
+    node.variant("old.toml", "suite = \n");
+    assert_eq!(node.command(&["cache", "prune"]).status().unwrap().code(), Some(1));
+    fs::remove_file(node.etc().join("variants/old.toml")).unwrap();
+    assert!(node.command(&["cache", "prune"]).status().unwrap().success());
     assert_eq!(files(&node, ".tar").len(), 2, "the fresh one and the sealed one");
     let list = text(&node.command(&["cache", "list"]).output().unwrap().stdout);
     assert!(list.lines().any(|line| line.contains("sid") && line.contains("sealed")), "{list}");
@@ -176,6 +200,11 @@ second_stage_install () {{
     let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
     let stable = list.as_array().unwrap().iter().find(|entry| entry["suite"] == "stable").unwrap();
     assert_eq!(stable["codename"], common::SUITE, "the current stable, recorded by its code name");
+    // A file of ours that is damaged is made anew by `cache build`.
+    fs::File::options().write(true).open(&gzipped[0]).unwrap().write_all_at(b"damage", 4096).unwrap();
+    let build = node.command(&["cache", "build", "small"]).output().unwrap();
+    assert!(build.status.success() && log_of(&build).contains("it is made anew"), "{}", log_of(&build));
+    assert!(node.command(&["cache", "verify"]).status().unwrap().success());
     let mut env = node.recorded("create", &disks[0]);
     env.insert("OS_VARIANT".into(), "small".into());
     let log = node.create(&env);

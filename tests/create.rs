@@ -354,6 +354,7 @@ fn a_resolver_that_is_a_link_stays_one_and_dns_is_written_otherwise() {
     fs::write(tree.path().join("etc/ssh/sshd_config"), "").unwrap();
     fs::write(tree.path().join("etc/ssh/ssh_host_rsa_key"), "shared").unwrap();
     fs::write(tree.path().join("etc/hand-made"), "yes").unwrap();
+    fs::write(tree.path().join("etc/inittab"), "id:2:initdefault:\n").unwrap();
     tool(
         "tar",
         &[
@@ -370,10 +371,14 @@ fn a_resolver_that_is_a_link_stays_one_and_dns_is_written_otherwise() {
     let disk = node.disk("d", DISK_BYTES);
     let mut env = node.recorded("create", &disk);
     env.insert("OSP_DNS".into(), "192.0.2.53".into());
+    env.insert("INSTANCE_HV_serial_console".into(), "True".into());
+    env.insert("INSTANCE_HV_serial_speed".into(), "115200".into());
     let log = node.create(&env);
     assert!(log.contains("made by hand"), "{log}");
     let root = Mounted::at(&disk, root_offset(&disk));
     assert_eq!(root.read("etc/hand-made"), "yes");
+    let inittab = "id:2:initdefault:\nT0:23:respawn:/sbin/getty -L ttyS0 115200 vt100\n";
+    assert_eq!(root.read("etc/inittab"), inittab, "a guest with sysvinit has its console too");
     assert_eq!(root.read("etc/machine-id"), "");
     let link = fs::read_link(root.path().join("etc/resolv.conf")).unwrap();
     assert_eq!(link, Path::new("../run/systemd/resolve/stub-resolv.conf"));
@@ -510,13 +515,49 @@ fn two_nodes_settings_make_two_guests_of_one_request() {
 }
 
 #[test]
-fn permissions_of_hooks_files_do_not_depend_on_nodeds_umask() {
+fn what_is_missing_is_told_before_anything_is_destroyed() {
     let node = Node::new();
-    node.hook("write", "#!/bin/sh\necho x > $TARGET/etc/from-hook\n");
-    let disk = node.disk("d", DISK_BYTES);
-    node.create_on(&disk);
-    let root = Mounted::at(&disk, root_offset(&disk));
-    assert_eq!(root.mode("etc/from-hook"), 0o644);
+    let disk = node.disk("d", GIB);
+    fs::write(&disk, b"precious").unwrap();
+    fs::File::options().write(true).open(&disk).unwrap().set_len(GIB).unwrap();
+    let before = digest(&disk);
+    let refused = |command: &mut Command, expected: &[&str]| {
+        let output = command.output().unwrap();
+        let log = log_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        for part in expected {
+            assert!(log.contains(part), "{part} is not in\n{log}");
+        }
+        assert_eq!(digest(&disk), before, "{log}");
+    };
+    // Its tool is hidden in a mount namespace of the test's own.
+    let mut env = node.recorded("create", &disk);
+    env.insert("OSP_FILESYSTEM".into(), "btrfs".into());
+    let verb = node.verb("create", &env);
+    let mut hidden = Command::new("unshare");
+    let script = "for f in $(readlink -f /usr/sbin/mkfs.btrfs /sbin/mkfs.btrfs /usr/bin/mkfs.btrfs); do \
+                  [ ! -e $f ] || mount --bind /dev/null $f; done; exec \"$0\"";
+    hidden.args(["--mount", "sh", "-c", script]).arg(node.path().join("os/create")).env_clear();
+    for (name, value) in verb.get_envs() {
+        hidden.env(name, value.unwrap());
+    }
+    refused(&mut hidden, &["mkfs.btrfs is not installed", "hint: apt-get install btrfs-progs"]);
+
+    let flags = ["create", "-i", "a.example.com", "-b", disk.to_str().unwrap(), "-s", "/nonexistent/swap"];
+    refused(&mut node.command(&flags), &["/nonexistent/swap"]);
+    node.config("customize_dir = \"/etc/hostname\"\n");
+    refused(
+        &mut node.verb("create", &node.recorded("create", &disk)),
+        &["reading the hooks in /etc/hostname"],
+    );
+    node.config("");
+    let mut env = node.recorded("create", &disk);
+    env.insert("DISK_0_ACCESS".into(), "ro".into());
+    refused(&mut node.verb("create", &env), &["is read-only"]);
+    env.remove("DISK_0_PATH");
+    env.insert("DISK_0_URI".into(), "rbd:pool/volume".into());
+    refused(&mut node.verb("create", &env), &["rbd:pool/volume is only reachable in userspace"]);
+    node.assert_nothing_left();
 }
 
 #[test]

@@ -72,8 +72,8 @@ fn all_hooks_run_in_order_even_after_one_fails() {
     let node = Node::new();
     node.config("keep_failed = true\n");
     for (name, script) in [
-        ("10-first", "echo 10 >> $TARGET/root/order; exit 3"),
-        ("20-second", "echo 20 >> $TARGET/root/order"),
+        ("10-first", "echo 10 >> $TARGET/root/order; umask > $TARGET/root/umask; echo the reason; exit 3"),
+        ("20-second", "echo 20 >> $TARGET/root/order; seq 100"),
         ("30_third", "echo 30 >> $TARGET/root/order; kill -9 $$"),
         ("not.a.hook", "echo bad >> $TARGET/root/order"),
     ] {
@@ -87,7 +87,12 @@ fn all_hooks_run_in_order_even_after_one_fails() {
     let last: Vec<&str> = log.lines().rev().take(8).collect();
     assert!(last.iter().any(|l| l.contains("10-first ended with exit status 3")), "{log}");
     assert!(last.iter().any(|l| l.contains("30_third was ended by signal 9")), "{log}");
+    assert!(
+        last.iter().any(|l| l.ends_with("| the reason")),
+        "although another hook said much after it: {log}"
+    );
     assert!(last[0].starts_with("hint: "), "{log}");
+    assert_eq!(root_of(&disk).read("root/umask"), "0077\n", "hooks have the umask that Ganeti gave, as ever");
     assert_eq!(root_of(&disk).read("root/order"), "10\n20\n30\n");
 
     node.config("keep_failed = true\nhooks_fail_fast = true\n");
@@ -132,12 +137,40 @@ fn without_the_namespace_a_process_lives_on() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is alive");
     let _ = nix::sys::wait::waitpid(pid, None);
     node.assert_nothing_left();
+
+    // Where it holds the disk the create fails, and what it does later cannot bring the filesystem back.
+    node.hook(
+        "daemon",
+        &format!(
+            "#!/bin/sh\ncd $TARGET/root\nsetsid sleep 600 >/dev/null 2>&1 &\necho $! > {}\n",
+            node.path().join("pid").display()
+        ),
+    );
+    for style in ["gpt", "none"] {
+        let mut env = node.recorded("create", &disk);
+        env.insert("OSP_PARTITION_STYLE".into(), style.into());
+        let output = node.verb("create", &env).output().unwrap();
+        let log = log_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains("hint: ") && log.contains("unmounting"), "{log}");
+        let pid: i32 = fs::read_to_string(node.path().join("pid")).unwrap().trim().parse().unwrap();
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let _ = nix::sys::wait::waitpid(pid, None);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        for offset in ["0", "134217728"] {
+            let probe =
+                std::process::Command::new("blkid").args(["-p", "-O", offset]).arg(&disk).output().unwrap();
+            assert_eq!(probe.status.code(), Some(2), "{style} {offset}: {}", log_of(&probe));
+        }
+        node.assert_nothing_left();
+    }
 }
 
 #[test]
 fn common_sh_gives_the_functions_and_the_settings() {
     let node = Node::new();
-    fs::write(node.legacy_defaults(), "PARTITION_ALIGNMENT=2048\nexport FROM_DEFAULTS='a b'\n").unwrap();
+    fs::write(node.legacy_defaults(), "PARTITION_ALIGNMENT=2048\nexport FROM_DEFAULTS='a b'\nCUSTOM='plain value'\nmyfn() { echo \"fn $1\"; }\n").unwrap();
     node.hook(
         "common",
         r#"#!/bin/bash
@@ -148,6 +181,7 @@ set > /dev/null
   echo "instance=$instance"; echo "blockdev=$blockdev"; echo "dev=$(map_disk0 "$blockdev")"
   echo "suite=$SUITE"; echo "alignment=$PARTITION_ALIGNMENT"; echo "style=$PARTITION_STYLE"
   echo "cache=$GENERATE_CACHE/$CLEAN_CACHE/$CACHE_DIR"; echo "exported=$FROM_DEFAULTS"
+  echo "custom=$CUSTOM/$(myfn x)"
   type -t log_error cleanup map_disk0 unmap_disk0 format_disk0
 } > "$TARGET/root/common"
 log_error "a message"
@@ -161,9 +195,15 @@ CLEANUP+=("touch $TARGET/root/cleaned-2")
     let root = root_of(&disk);
     let said = root.read("root/common");
     let cache = format!("cache=yes/14/{}", node.cache().display());
-    for line in
-        ["instance=lg1.example.com", "suite=trixie", "alignment=2048", "style=msdos", &cache, "exported=a b"]
-    {
+    for line in [
+        "instance=lg1.example.com",
+        "suite=trixie",
+        "alignment=2048",
+        "style=msdos",
+        &cache,
+        "exported=a b",
+        "custom=plain value/fn x",
+    ] {
         assert!(said.lines().any(|l| l == line), "{line} is not in\n{said}");
     }
     assert_eq!(said.matches("function").count(), 5, "{said}");

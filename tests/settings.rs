@@ -105,11 +105,20 @@ fn shell_files_mean_what_they_always_meant() {
     fs::write(node.legacy_defaults(), format!("VARIANTS_DIR={}\n", elsewhere.display())).unwrap();
     expect(&show(&node, Some("moved")), "suite", "sid", "moved.conf", 1);
 
+    // A file that needs its instance stops a create, not the check of parameters, which has none.
+    fs::write(node.legacy_defaults(), "case $HYPERVISOR in kvm) SUITE=sid;; *) exit 1;; esac\n").unwrap();
+    let verify = node.recorded("verify", std::path::Path::new("/none"));
+    let output = node.verb("verify", &verify).output().unwrap();
+    assert!(output.status.success(), "{}", log_of(&output));
+    assert!(log_of(&output).contains("warning: "), "{}", log_of(&output));
+    let output = node.command(&["config", "show"]).env("HYPERVISOR", "kvm").output().unwrap();
+    assert!(output.status.success() && text(&output.stdout).contains("\"sid\""), "{}", log_of(&output));
+
     // A file that fails names itself; so does one that leaves.
     fs::write(node.legacy_defaults(), "SUITE=sid\nfalse\n").unwrap();
     let output = node.command(&["config", "show"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log_of(&output).contains("default-file"), "{}", log_of(&output));
+    assert!(log_of(&output).contains("default-file:2: failed: false"), "{}", log_of(&output));
     fs::write(node.legacy_defaults(), "exit 0\n").unwrap();
     let output = node.command(&["config", "show"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -121,6 +130,8 @@ fn variants_need_a_file_or_the_name_of_a_suite() {
     let node = Node::bare();
     assert_eq!(value(&show(&node, Some("bookworm")), "suite").0, "bookworm");
     assert_eq!(value(&show(&node, Some("default")), "suite").0, "trixie");
+    node.variant("sid.toml", "extra_pkgs = [\"vim\"]\n");
+    assert_eq!(value(&show(&node, Some("sid")), "suite").0, "sid", "the name still says which release");
     let refused = |variant: &str| {
         let output = node.command(&["config", "show", "--variant", variant]).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -196,6 +207,9 @@ fn verify_answers_for_parameters_and_variants() {
     let mut env = recorded("verify");
     env.insert("OSP_PARTITION_STYLE".into(), "gtp".into());
     env.insert("OSP_DNS".into(), "resolver".into());
+    // Whoever may set parameters need not be root of the node: no script, no path, nothing a shell would read.
+    env.insert("OSP_MIRROR".into(), "http://mirror.example.org/debian /tmp/script".into());
+    env.insert("OSP_PROXY".into(), "http://proxy.example.org:1;id".into());
     let output = node.verb("verify", &env).output().unwrap();
     let answer = log_of(&output);
     assert_eq!(output.status.code(), Some(1));
@@ -203,6 +217,8 @@ fn verify_answers_for_parameters_and_variants() {
         answer.contains("partition_style is \"gtp\"; expected \"gpt\", \"msdos\" or \"none\""),
         "{answer}"
     );
+    assert!(answer.contains("may be set in the node's own files only"), "{answer}");
+    assert!(answer.contains("proxy is \"http://proxy.example.org:1;id\""), "{answer}");
     assert!(answer.contains("dns is \"resolver\"; expected IP addresses"), "both at once: {answer}");
 }
 

@@ -83,10 +83,10 @@ impl Recipe {
             ("DEBIAN_FRONTEND".into(), "noninteractive".into()),
             ("DEBCONF_NONINTERACTIVE_SEEN".into(), "true".into()),
         ];
+        env.extend(self.exports.iter().map(|(name, value)| (name.clone(), value.clone())));
         for name in ["http_proxy", "https_proxy"] {
             env.extend(self.proxy.as_ref().map(|proxy| (name.into(), proxy.into())));
         }
-        env.extend(self.exports.iter().map(|(name, value)| (name.clone(), value.clone())));
         env
     }
 }

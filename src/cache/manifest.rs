@@ -49,7 +49,7 @@ pub struct Manifest {
 
 impl Manifest {
     /// For a file that was made by hand.
-    pub fn by_hand(suite: String, arch: String, file: &str) -> Manifest {
+    pub fn by_hand(suite: String, arch: String, file: &str, made: SystemTime) -> Manifest {
         Manifest {
             file: file.to_owned(),
             codename: suite.clone(),
@@ -59,7 +59,7 @@ impl Manifest {
             components: Vec::new(),
             extra_pkgs: Vec::new(),
             bootstrapper: "by hand".into(),
-            made: now(),
+            made: humantime::format_rfc3339_seconds(made).to_string(),
             program: crate::VERSION.into(),
             digest: String::new(),
             size_bytes: 0,

@@ -57,7 +57,7 @@ impl Entry {
         let sealed = self.manifest.as_ref().is_some_and(|manifest| manifest.sealed);
         let kept = sealed || (self.kind == Kind::Foreign && !self.owner_writable);
         let age = self.made.elapsed().unwrap_or_default();
-        !kept && clean_days.is_some_and(|days| age >= DAY * (days + 1))
+        !kept && clean_days.is_some_and(|days| age.as_secs() / DAY.as_secs() > u64::from(days))
     }
 
     /// The file's name without its directory.
@@ -74,6 +74,7 @@ impl Entry {
             name: shown.to_string(),
             file,
             size_bytes,
+            by_hand: self.kind == Kind::Foreign,
             digest: self.manifest.as_ref().map(|manifest| manifest.digest.clone()),
             unpacked_bytes: self.manifest.as_ref().and_then(|manifest| manifest.unpacked_bytes),
         })
@@ -87,6 +88,7 @@ pub struct BaseTar {
     pub name: String,
     file: File,
     size_bytes: u64,
+    by_hand: bool,
     digest: Option<String>,
     /// What its files need on a disk, where it is known.
     pub unpacked_bytes: Option<u64>,
@@ -123,8 +125,14 @@ impl BaseTar {
         if found == *expected {
             return Ok(());
         }
+        let remedy = match self.by_hand {
+            true => {
+                "restore it from your own copy; if the change was yours, `cache seal` it again".to_owned()
+            }
+            false => format!("rm {}; the next create makes it anew, or `cache build` does now", self.name),
+        };
         Err(anyhow::anyhow!("the cache file {} is damaged: {found}, its manifest says {expected}", self.name))
-            .hint(format!("rm {}; the next create makes it anew, or `cache build` does now", self.name))
+            .hint(remedy)
     }
 }
 
@@ -210,7 +218,14 @@ impl Store {
     /// Files of ours that belong to no entry: publications cut short, and files that were replaced.
     pub fn orphans(&self) -> Result<Vec<PathBuf>> {
         let entries = self.entries()?;
+        let sealed_without_file = |name: &String| {
+            let tar = name.strip_suffix(".toml").map(|stem| self.dir.join(format!("{stem}.tar")));
+            name.starts_with("cache-") && tar.is_some_and(|tar| !tar.exists())
+        };
         let known = |name: &String| {
+            if sealed_without_file(name) {
+                return false;
+            }
             let used = entries.iter().any(|entry| {
                 entry.name() == *name
                     || Some(name.as_str()) == manifest_path(&entry.path).file_name().and_then(|n| n.to_str())
@@ -220,10 +235,14 @@ impl Store {
         Ok(self.names()?.into_iter().filter(|name| !known(name)).map(|name| self.dir.join(name)).collect())
     }
 
-    /// Orphans whose key nobody is making at the moment.
+    /// Orphans, and locks that somebody left, whose key nobody is making at the moment.
     pub fn idle_orphans(&self) -> Result<Vec<PathBuf>> {
         let mut idle = Vec::new();
-        for orphan in self.orphans()? {
+        let locks =
+            self.names()?.into_iter().filter(|name| name.starts_with("base-") && name.ends_with(".lock"));
+        let candidates: Vec<PathBuf> =
+            self.orphans()?.into_iter().chain(locks.map(|name| self.dir.join(name))).collect();
+        for orphan in candidates {
             let name = file_name(&orphan);
             let stem = name.split('.').next().unwrap_or(&name);
             let lock_path = self.dir.join(format!("{stem}.lock"));
@@ -259,7 +278,7 @@ impl Store {
         }
     }
 
-    /// Makes the directory, readable by root alone: a tree may hold what its packages keep secret.
+    /// Makes the directory; the files in it are readable by root alone.
     pub fn make_dir(&self) -> Result<()> {
         if !self.dir.is_dir() {
             std::fs::create_dir_all(&self.dir)
@@ -271,13 +290,17 @@ impl Store {
 
     /// Records that the administrator trusts a file as it is now: it never expires, and is checked at every use.
     pub fn seal(&self, path: &Path) -> Result<Entry> {
+        // A bare name is one of this directory.
+        let bare = path.components().count() == 1;
+        let path = if bare { self.dir.join(path) } else { path.to_owned() };
+        let path = std::fs::canonicalize(&path).with_context(|| format!("opening {}", path.display()))?;
         let name = path.file_name().and_then(|name| name.to_str()).context("naming the file to seal")?;
-        let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let known = self.entries()?.into_iter().find(|entry| entry.name() == name);
         if !is_foreign(name) && known.is_none() {
             bail!("{name} is no cache file; expected a name like cache-SUITE-ARCH.tar");
         }
-        if std::fs::canonicalize(path)?.parent() != Some(std::fs::canonicalize(&self.dir)?.as_path()) {
+        if path.parent() != Some(std::fs::canonicalize(&self.dir)?.as_path()) {
             bail!("{} does not lie in the cache directory {}", path.display(), self.dir.display());
         }
         let digest = digest_of(&mut file)?;
@@ -288,10 +311,10 @@ impl Store {
             sealed: true,
             digest,
             size_bytes,
-            ..old.unwrap_or(Manifest::by_hand(suite, arch, name))
+            ..old.unwrap_or(Manifest::by_hand(suite, arch, name, file.metadata()?.modified()?))
         };
-        publish::write_manifest(&manifest_path(path), &manifest)?;
-        self.entry(name)?.or(self.entry(&file_name(&manifest_path(path)))?).context("reading the seal back")
+        publish::write_manifest(&manifest_path(&path), &manifest)?;
+        self.entry(name)?.or(self.entry(&file_name(&manifest_path(&path)))?).context("reading the seal back")
     }
 
     fn names(&self) -> Result<Vec<String>> {
@@ -429,7 +452,7 @@ mod tests {
     fn a_manifest_without_its_tar_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        let manifest = Manifest::by_hand("trixie".into(), "amd64".into(), "gone.tar");
+        let manifest = Manifest::by_hand("trixie".into(), "amd64".into(), "gone.tar", SystemTime::now());
         publish::write_manifest(&dir.path().join(format!("{}.toml", stem(&recipe()))), &manifest).unwrap();
         assert!(store.find(&recipe(), None).unwrap().is_none());
         assert_eq!(store.orphans().unwrap().len(), 1);

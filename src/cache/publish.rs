@@ -134,6 +134,7 @@ impl Finished {
         BaseTar {
             name: self.manifest.file,
             size_bytes: self.manifest.size_bytes,
+            by_hand: false,
             // It was written by this process a moment ago.
             digest: None,
             unpacked_bytes: self.manifest.unpacked_bytes,

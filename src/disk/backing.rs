@@ -26,8 +26,6 @@ pub struct Disk {
     pub path: PathBuf,
     pub medium: Medium,
     pub size_bytes: u64,
-    /// What the device itself calls a sector; 512 for a file.
-    pub sector_bytes: u32,
 }
 
 /// udev and blkid lock a block device for a moment when it changes.
@@ -49,13 +47,15 @@ impl Disk {
         if medium == Medium::Block {
             refuse_held(path, meta.rdev())?;
         }
-        refuse_looped(path, &meta)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(path)
             .with_context(|| format!("opening the disk {shown} for writing"))?;
-        Disk::locked(file, path, medium)
+        // The lock first: another installation also has it attached, and is the better explanation.
+        let disk = Disk::locked(file, path, medium)?;
+        refuse_looped(path, &meta)?;
+        Ok(disk)
     }
 
     /// Takes a file that has no name yet, and that nobody else can know.
@@ -70,12 +70,8 @@ impl Disk {
             return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
                 .hint("another installation of this instance may be running; wait for it, or end it");
         }
-        let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0, sector_bytes: 512 };
+        let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0 };
         disk.size_bytes = disk.current_size_bytes()?;
-        if medium == Medium::Block {
-            disk.sector_bytes =
-                sys::sector_bytes(&disk.file).with_context(|| format!("measuring {shown}"))?;
-        }
         Ok(disk)
     }
 

@@ -19,6 +19,15 @@ pub struct Formatted {
     pub uuid: Uuid,
 }
 
+/// The tool that makes a filesystem.
+pub fn mkfs_of(filesystem: Filesystem) -> &'static str {
+    match filesystem {
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => "mke2fs",
+        Filesystem::Xfs => "mkfs.xfs",
+        Filesystem::Btrfs => "mkfs.btrfs",
+    }
+}
+
 /// Makes a filesystem with a UUID of its own; `label` may be empty.
 pub fn make_filesystem(device: &Path, filesystem: Filesystem, label: &str) -> Result<Formatted> {
     make_filesystem_with(device, filesystem, label, &[])
@@ -32,12 +41,13 @@ pub fn make_filesystem_with(
     options: &[&str],
 ) -> Result<Formatted> {
     let uuid = Uuid::new_v4();
+    let tool = Tool::new(mkfs_of(filesystem));
     let tool = match filesystem {
         Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
-            Tool::new("mke2fs").args(["-F", "-q", "-t", filesystem.name(), "-U", &uuid.to_string()])
+            tool.args(["-F", "-q", "-t", filesystem.name(), "-U", &uuid.to_string()])
         }
-        Filesystem::Xfs => Tool::new("mkfs.xfs").args(["-f", "-q", "-m", &format!("uuid={uuid}")]),
-        Filesystem::Btrfs => Tool::new("mkfs.btrfs").args(["-f", "-q", "-U", &uuid.to_string()]),
+        Filesystem::Xfs => tool.args(["-f", "-q", "-m", &format!("uuid={uuid}")]),
+        Filesystem::Btrfs => tool.args(["-f", "-q", "-U", &uuid.to_string()]),
     };
     let tool = if label.is_empty() { tool } else { tool.args(["-L", label]) };
     tool.args(options)

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
@@ -29,6 +30,14 @@ pub fn wipe_ends(disk: &Disk) -> Result<()> {
 pub fn wipe_root(disk: &Disk, start: u64, size: u64) -> Result<()> {
     let ranges: Vec<(u64, u64)> = superblocks(start, size).collect();
     zero(disk, &ranges)
+}
+
+/// Wipes the start of a device whose filesystem is still held by somebody, through the device's own page cache: there
+/// lies the superblock that the kernel will write once more when the last holder goes.
+pub fn wipe_held(device: &Path) -> Result<()> {
+    let context = || format!("wiping {}", device.display());
+    let file = File::options().write(true).open(device).with_context(context)?;
+    zero_range(&file, Medium::Block, 0, END_BYTES).and_then(|()| Ok(file.sync_all()?)).with_context(context)
 }
 
 /// Offset and length of what identifies a filesystem: its first 2 MiB, and mirrors that a kernel would accept.

@@ -55,7 +55,7 @@ impl Workspace {
             .with_context(|| format!("mounting {} as {filesystem}", device.display()))
             .hint(format!("the node's kernel must know the filesystem: modprobe {filesystem}"))?;
         // From here on the mount is owned: an error below unmounts it.
-        let guard = Mount { target };
+        let guard = Mount { target, mounted: true };
         let dir = RootDir::open(&guard.target)?;
         Ok(Root { dir: Some(dir), mount: Some(guard) })
     }
@@ -108,17 +108,26 @@ impl Root {
         }
     }
 
-    /// Writes everything out and unmounts; what could not be written is an error.
-    pub fn finish(mut self) -> Result<()> {
+    /// Writes everything out and unmounts; what could not be written, or is held by somebody, is an error, and
+    /// leaves it mounted.
+    pub fn finish(&mut self) -> Result<()> {
         let target = self.path().to_owned();
         let dir = File::open(&target).context("opening the mount point")?;
         rustix::fs::syncfs(&dir).with_context(|| format!("flushing {}", target.display()))?;
         drop(dir);
         self.dir = None;
-        match self.mount.take() {
-            Some(mount) => mount.unmount(),
+        match &mut self.mount {
+            Some(mount) => mount.unmount(UMOUNT_PATIENCE),
             None => Ok(()),
         }
+    }
+
+    /// Gives the filesystem up: what is not written yet never will be. An error where somebody still holds it.
+    pub fn give_up(mut self) -> Result<()> {
+        // Best effort: not every filesystem has such a call.
+        let _ = File::open(self.path()).map(|dir| sys::shut_down_fs(&dir));
+        self.dir = None;
+        self.mount.take().map_or(Ok(()), |mut mount| mount.unmount(Duration::from_millis(500)))
     }
 }
 
@@ -126,16 +135,17 @@ impl Root {
 #[derive(Debug)]
 struct Mount {
     target: PathBuf,
+    mounted: bool,
 }
 
 impl Mount {
-    fn unmount(self) -> Result<()> {
+    fn unmount(&mut self, patience: Duration) -> Result<()> {
         let start = Instant::now();
-        loop {
+        while self.mounted {
             match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
                 // EINVAL: it is no mount point any more, a hook unmounted it.
-                Ok(()) | Err(Errno::EINVAL) => break,
-                Err(Errno::EBUSY) if start.elapsed() < UMOUNT_PATIENCE => {
+                Ok(()) | Err(Errno::EINVAL) => self.mounted = false,
+                Err(Errno::EBUSY) if start.elapsed() < patience => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {
@@ -145,14 +155,15 @@ impl Mount {
                 }
             }
         }
-        std::mem::forget(self);
         Ok(())
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: the error that brought us here matters more than who still looks.
-        let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        if self.mounted {
+            // Lazily: the error that brought us here matters more than who still looks.
+            let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
     }
 }

@@ -26,11 +26,20 @@ log_error() { echo "$@" >&2; }
 
 set -e
 # Which line it was: bash itself says nothing where a command simply fails.
-trap 'log_error "${BASH_SOURCE[0]}:$LINENO: failed: $BASH_COMMAND"' ERR
+trap '__failed "${BASH_SOURCE[0]}" "$LINENO" "$BASH_COMMAND"' ERR
+__failed() {
+  if [ -n "$1" ]; then
+    log_error "$1:$2: failed: $3"
+  else
+    log_error "$__file: its last command failed"
+  fi
+}
+__names_before=" $(compgen -v | tr '\n' ' ') $(compgen -A function | tr '\n' ' ') __file __name PIPESTATUS BASH_LINENO "
 if [ -n "$__legacy" ]; then
+  __file=$__legacy
   set -x
   . "$__legacy"
-  { set +x; } 2>/dev/null
+  { set +xu; } 2>/dev/null
 fi
 __snapshot legacy
 for __pair in "${@:1:$__defaults}"; do
@@ -45,11 +54,21 @@ done
 instance=$INSTANCE_NAME blockdev=$DISK_0_PATH old_name=$OLD_INSTANCE_NAME
 __snapshot before
 if [ -n "$OS_VARIANT" ] && [ -f "$VARIANTS_DIR/$OS_VARIANT.conf" ]; then
+  __file=$VARIANTS_DIR/$OS_VARIANT.conf
   set -x
-  . "$VARIANTS_DIR/$OS_VARIANT.conf"
-  { set +x; } 2>/dev/null
+  . "$__file"
+  { set +xu; } 2>/dev/null
 fi
 __snapshot variant
+# What else the files set: a hook that sources common.sh finds it, as it did when that sourced the files itself.
+printf '\x02shell\0' >&"$__out"
+for __name in $(compgen -v); do
+  case $__names_before in *" $__name "*) ;; *) declare -p "$__name" >&"$__out";; esac
+done
+for __name in $(compgen -A function); do
+  case $__names_before in *" $__name "*) ;; *) declare -f "$__name" >&"$__out";; esac
+done
+printf '\x03' >&"$__out"
 printf '\x02env\0' >&"$__out"
 /usr/bin/env -0 >&"$__out"
 printf '\x03' >&"$__out"

@@ -78,7 +78,9 @@ fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
             return file;
         }
     };
-    for (key, value) in table {
+    let mut entries: Vec<_> = table.into_iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    for (key, value) in entries {
         let line = line_of(key.span().start);
         let name = key.into_inner();
         let origin = Origin::File { path: PathBuf::from(path), line: Some(line) };
@@ -112,15 +114,14 @@ fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
     file
 }
 
-/// `; did you mean "suite"?` where a known name is near enough.
+/// `; the nearest known one is "suite"`
 fn nearest(name: &str) -> String {
     let lower = name.to_lowercase();
     let legacy = KEYS.iter().find(|key| key.legacy.is_some_and(|l| l.eq_ignore_ascii_case(name)));
-    let by_distance = || KEYS.iter().min_by_key(|key| strsim::damerau_levenshtein(key.name, &lower));
-    match legacy.or_else(by_distance) {
-        Some(key) => format!("; the nearest known one is \"{}\"", key.name),
-        None => String::new(),
-    }
+    let names = KEYS.iter().map(|key| key.name).chain(["defaults"]);
+    let by_distance = || names.min_by_key(|known| strsim::damerau_levenshtein(known, &lower));
+    let known = legacy.map(|key| key.name).or_else(by_distance).unwrap_or_default();
+    format!("; the nearest known one is \"{known}\"")
 }
 
 /// A TOML value as the text that [`Kind::complaint`] judges.
@@ -174,10 +175,10 @@ mod tests {
         assert_eq!(
             file.problems,
             [
-                "/c.toml:2: unknown key \"PARTITION_STYLE\"; the nearest known one is \"partition_style\"",
-                "/c.toml:4: clean_cache is of the wrong type; expected a number of days without quotes, or \"\" for never",
-                "/c.toml:3: keep_failed is of the wrong type; expected true or false, without quotes",
                 "/c.toml:1: unknown key \"suit\"; the nearest known one is \"suite\"",
+                "/c.toml:2: unknown key \"PARTITION_STYLE\"; the nearest known one is \"partition_style\"",
+                "/c.toml:3: keep_failed is of the wrong type; expected true or false, without quotes",
+                "/c.toml:4: clean_cache is of the wrong type; expected a number of days without quotes, or \"\" for never",
             ]
         );
     }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::disk::{Filesystem, PartitionStyle};
+use crate::report;
 use crate::request::{Api, Context};
 use files::{Role, TomlFile};
 use table::{KEYS, split};
@@ -37,11 +38,11 @@ pub enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Default(era) => write!(f, "built-in default (defaults = \"{era}\")"),
+            Origin::Default(era) => write!(f, "the built-in default of defaults = \"{era}\""),
             Origin::File { path, line: Some(line) } => write!(f, "{}:{line}", path.display()),
             Origin::File { path, line: None } => write!(f, "{}", path.display()),
             Origin::VariantName(name) => write!(f, "the name of the variant {name}"),
-            Origin::Parameter(name) => write!(f, "OS parameter {name}"),
+            Origin::Parameter(name) => write!(f, "the OS parameter {name}"),
         }
     }
 }
@@ -102,6 +103,8 @@ pub struct Layers {
     pub values: Values,
     /// What the shell files exported.
     pub exports: BTreeMap<OsString, OsString>,
+    /// Variables and functions that the shell files set and did not export, as bash prints them.
+    pub shell_state: String,
     /// What is not wrong but should be known.
     pub warnings: Vec<String>,
 }
@@ -146,7 +149,7 @@ impl Settings {
 
     /// ` (set in FILE:LINE)`, to end a refusal.
     pub fn set_in(&self, name: &str) -> String {
-        self.layers.values.get(name).map_or_else(String::new, |value| format!(" (set in {})", value.origin))
+        self.layers.values.get(name).map_or_else(String::new, |value| format!(" (from {})", value.origin))
     }
 
     fn typed(layers: Layers) -> Settings {
@@ -219,16 +222,22 @@ fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)>
     let mut unresolved = Vec::new();
     let mut source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut unresolved);
     let mut shell = shell::Evaluated::default();
-    if legacy.is_some() || source.has_conf() {
+    if legacy.is_some() || source.conf().is_some() {
         warnings.extend(legacy.and_then(|path| files::writable_by_others(path)));
         let files = shell::Files {
             defaults_file: legacy.map(|p| p.as_path()),
             variant: context.variant.as_ref().map(|v| v.as_str()),
+            variant_file: source.conf(),
             verb,
             env: &context.env,
             cwd: &context.places.os_dir,
         };
-        shell = shell::evaluate(&files, &defaults, &config.values)?;
+        match shell::evaluate(&files, &defaults, &config.values) {
+            Ok(evaluated) => shell = evaluated,
+            // What Ganeti gives verify tells too little for a file that looks at its instance.
+            Err(error) if verb == "verify" => warnings.push(report::sentence(&error)),
+            Err(error) => problems.push(report::sentence(&error)),
+        }
     }
     // VARIANTS_DIR in the shell file may move the variants: only now their place is sure.
     let below = merged(&[&defaults, &shell.defaults_file, &config.values]);
@@ -247,7 +256,10 @@ fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)>
     ]);
     expand(&mut values, &context.places.config_dir);
     problems.extend(complaints(&values));
-    Ok((Layers { era, era_reason, values, exports: shell.exports, warnings }, problems))
+    Ok((
+        Layers { era, era_reason, values, exports: shell.exports, shell_state: shell.state, warnings },
+        problems,
+    ))
 }
 
 /// Whose defaults: the key `defaults`, else whether there is a file of the predecessor.
@@ -329,7 +341,11 @@ fn parameters(context: &Context) -> Values {
 fn complaints(values: &Values) -> Vec<String> {
     let complaint = |key: &table::Key| {
         let value = values.get(key.name)?;
-        let expected = key.kind.complaint(&value.text)?;
+        let as_parameter = match value.origin {
+            Origin::Parameter(name) => table::refusal_as_parameter(name, &value.text).map(str::to_owned),
+            _ => None,
+        };
+        let expected = key.kind.complaint(&value.text).or(as_parameter)?;
         Some(format!("{} is \"{}\"; expected {expected} (set in {})", key.name, value.text, value.origin))
     };
     KEYS.iter().filter_map(complaint).collect()

@@ -22,6 +22,8 @@ pub struct Files<'a> {
     pub defaults_file: Option<&'a Path>,
     /// OS_VARIANT; its file is looked for in what VARIANTS_DIR then says.
     pub variant: Option<&'a str>,
+    /// That file where it is expected, for messages.
+    pub variant_file: Option<&'a Path>,
     pub verb: &'a str,
     pub env: &'a Env,
     pub cwd: &'a Path,
@@ -34,6 +36,8 @@ pub struct Evaluated {
     pub defaults_file: Values,
     /// Set by the variant's file.
     pub variant: Values,
+    /// What they set and did not export: `declare -p` and `declare -f`.
+    pub state: String,
     /// Variables that the files exported, beyond the environment that they were given.
     pub exports: BTreeMap<OsString, OsString>,
 }
@@ -67,7 +71,7 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
         .output()
         .map_err(|error| shorten(error, files))
         .context("evaluating the shell settings")
-        .hint("correct the file that is named above; bash -n FILE finds errors of syntax")?;
+        .hint("correct the file; by hand, give it what it looks at: HYPERVISOR=kvm before the command")?;
     let records = Records::parse(&out)?;
     Ok(records.into_evaluated(files, &env))
 }
@@ -77,7 +81,8 @@ fn shorten(error: anyhow::Error, files: &Files) -> anyhow::Error {
     use crate::tool::ToolError;
     let names = || {
         let file = files.defaults_file.map(|f| f.display().to_string());
-        file.into_iter().chain(files.variant.map(|v| format!("variant {v}"))).collect::<Vec<_>>().join(", ")
+        let variant = files.variant_file.map(|f| f.display().to_string());
+        file.into_iter().chain(variant).collect::<Vec<_>>().join(", ")
     };
     match error.downcast_ref::<ToolError>() {
         Some(ToolError::Status(_, status, tail)) => {
@@ -112,6 +117,7 @@ struct Records {
     before: BTreeMap<String, String>,
     variant: BTreeMap<String, String>,
     env: Env,
+    state: String,
     /// Variable to file and line of its last assignment, for the two files in turn.
     legacy_lines: BTreeMap<String, (PathBuf, usize)>,
     variant_lines: BTreeMap<String, (PathBuf, usize)>,
@@ -142,6 +148,7 @@ impl Records {
                     records.variant = pairs.map(|(n, v)| (text(n), text(v))).collect();
                     records.variant_lines = lines;
                 }
+                b"shell" => records.state = text(rest[start + 7..start + length].to_vec()),
                 b"env" => {
                     let os = OsString::from_vec;
                     records.env = pairs.map(|(n, v)| (os(n), os(v))).collect();
@@ -186,6 +193,7 @@ impl Records {
                 }
             }
         }
+        result.state = self.state;
         let own = ["SHLVL", "_", "PWD", "OLDPWD", "BASH_XTRACEFD", "OS_VARIANT"];
         result.exports = self
             .env

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
-use super::table::KEYS;
+use super::table::{KEYS, Kind, split};
 use super::{Layers, Origin, gather_layers, published, with_files};
 use crate::report;
 use crate::request::{Context, VariantName};
@@ -32,10 +32,20 @@ fn rows(layers: &Layers) -> Vec<(&'static str, String, String)> {
     let mut rows = vec![("defaults", format!("{:?}", layers.era.to_string()), layers.era_reason.clone())];
     for key in KEYS {
         if let Some(value) = layers.values.get(key.name) {
-            rows.push((key.name, format!("{:?}", value.text), value.origin.to_string()));
+            rows.push((key.name, as_toml(key.kind, &value.text), value.origin.to_string()));
         }
     }
     rows
+}
+
+/// A value as config.toml takes it.
+fn as_toml(kind: Kind, text: &str) -> String {
+    match kind {
+        Kind::Bool | Kind::Integer { .. } => text.to_owned(),
+        Kind::Days if !text.is_empty() => text.to_owned(),
+        Kind::Names | Kind::Addresses => format!("{:?}", split(text).collect::<Vec<_>>()),
+        _ => format!("{text:?}"),
+    }
 }
 
 /// The same as JSON: an array of objects with key, value, origin, and file and line where there are.

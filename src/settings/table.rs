@@ -63,7 +63,7 @@ pub const KEYS: &[Key] = &[
         "mirror",
         "MIRROR",
         Kind::Mirror,
-        "The mirror to install from, optionally followed by a debootstrap script; empty: debootstrap's own",
+        "The mirror to install from; empty: debootstrap's own (files may add a debootstrap script)",
     ),
     parameter("proxy", "PROXY", Kind::Proxy, "An http proxy for the bootstrap and the hooks"),
     parameter("arch", "ARCH", Kind::Arch, "The architecture to install; empty: the node's"),
@@ -89,7 +89,7 @@ pub const KEYS: &[Key] = &[
     parameter(
         "partition_alignment",
         "PARTITION_ALIGNMENT",
-        Kind::Integer { min: 64, max: 1 << 20 },
+        Kind::Integer { min: 1, max: 1 << 20 },
         "Where partitions may begin, in sectors of 512 bytes",
     ),
     Key {
@@ -176,7 +176,7 @@ impl Kind {
                 fails(good, &format!("a number from {min} to {max}"))
             }
             Kind::Days => {
-                let good = text.is_empty() || text.parse::<u32>().is_ok();
+                let good = text.is_empty() || text.parse::<u32>().is_ok_and(|days| days <= 36_500);
                 fails(good, "a number of days, or nothing for never")
             }
             Kind::Path { optional } => {
@@ -184,22 +184,6 @@ impl Kind {
                 fails(good, "an absolute path")
             }
             Kind::Bool => fails(matches!(text, "true" | "false"), "true or false"),
-        }
-    }
-
-    /// In words, for the README and the template.
-    pub fn describe(self) -> String {
-        match self {
-            Kind::Suite | Kind::Arch => "name".into(),
-            Kind::Mirror => "URL [script]".into(),
-            Kind::Proxy => "URL".into(),
-            Kind::Names => "names".into(),
-            Kind::Addresses => "addresses".into(),
-            Kind::Choice(words) => words.join(", "),
-            Kind::Integer { min, max } => format!("{min} to {max}"),
-            Kind::Days => "days".into(),
-            Kind::Path { .. } => "path".into(),
-            Kind::Bool => "true, false".into(),
         }
     }
 }
@@ -230,7 +214,9 @@ fn is_name(text: &str) -> bool {
 
 fn is_url(text: &str, schemes: &[&str]) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
-    schemes.contains(&scheme) && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"')
+    // Nothing that a shell would read otherwise: debootstrap and hooks are shell scripts.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?@!*+,=%[]".contains(&b);
+    schemes.contains(&scheme) && !rest.is_empty() && rest.bytes().all(plain)
 }
 
 fn is_mirror(text: &str) -> bool {
@@ -244,6 +230,15 @@ fn is_mirror(text: &str) -> bool {
 
 fn is_proxy(text: &str) -> bool {
     text.is_empty() || is_url(text, &["http", "https"]) || is_host_port(text)
+}
+
+/// What an OS parameter may not say although a file of the node may: whoever may set parameters need not be root of
+/// the node, and a script, or a path of the node, would be read by root.
+pub fn refusal_as_parameter(name: &str, text: &str) -> Option<&'static str> {
+    let remote = |word: &str| word.is_empty() || is_url(word, &["http", "https", "ftp"]);
+    (name == "mirror" && !remote(text)).then_some(
+        "one URL of http, https or ftp; a script or a path may be set in the node's own files only",
+    )
 }
 
 /// `proxy:3128`, which the predecessor handed through.
@@ -278,14 +273,14 @@ mod tests {
             (
                 "proxy",
                 &["", "http://proxy.example.org:3128/", "proxy:3128"],
-                &["proxy", "ftp://x", "http:// x"],
+                &["proxy", "ftp://x", "http:// x", "http://x:1;id", "http://$(id)"],
             ),
             ("arch", &["", "amd64", "kfreebsd-i386"], &["AMD64", "a b"]),
             ("components", &["", "main,contrib", "main non-free-firmware"], &["main;x", "-x"]),
             ("extra_pkgs", &["", "vim,less", "linux-image-amd64"], &["$(x)", "--foo"]),
             ("filesystem", FILESYSTEMS, &["", "ntfs", "EXT4"]),
             ("partition_style", PARTITION_STYLES, &["gtp", ""]),
-            ("partition_alignment", &["64", "2048", "1048576"], &["63", "0", "-1", "1048577", "x"]),
+            ("partition_alignment", &["1", "63", "2048", "1048576"], &["0", "-1", "1048577", "x"]),
             ("dns", &["", "192.0.2.53,2001:db8::53"], &["resolver", "192.0.2"]),
             ("customize_dir", &["", "/x"], &["x"]),
             ("variants_dir", &["/x"], &["", "x"]),

@@ -30,7 +30,6 @@ const SUITES: &[&str] = &[
     "plucky",
     "questing",
     "resolute",
-    "trusty",
     "xenial",
 ];
 const PLAIN: &str = "default";
@@ -99,15 +98,16 @@ pub fn with_files(dir: &Path) -> Vec<String> {
 }
 
 impl Source {
-    /// Whether a shell file has to be evaluated.
-    pub fn has_conf(&self) -> bool {
-        self.conf.is_some()
+    /// The shell file, which has to be evaluated.
+    pub fn conf(&self) -> Option<&Path> {
+        self.conf.as_deref()
     }
 
-    /// The suite that a variant's name implies where none of its files gives one.
+    /// The suite that a variant's name implies: below what its TOML file says, and where there is no shell file,
+    /// which never implied anything.
     pub fn implied_suite(&self, below: &Values) -> Values {
         let mut values = Values::new();
-        if let (Some(name), None, None) = (&self.name, &self.conf, &self.toml) {
+        if let (Some(name), None) = (&self.name, &self.conf) {
             if name != PLAIN && is_suite(name) && below.contains_key("suite") {
                 let origin = Origin::VariantName(name.clone());
                 values.insert("suite", Value { text: name.clone(), origin });

@@ -24,6 +24,8 @@ const ROOM_BYTES: u64 = 1 << 30;
 pub enum Freshness {
     /// What has not expired is used.
     Cached,
+    /// What has not expired is used if it is what its manifest says.
+    Checked,
     /// It is made anew.
     Anew,
 }
@@ -31,10 +33,8 @@ pub enum Freshness {
 /// The tar to make guests from.
 pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Result<BaseTar> {
     let store = Store::new(&plan.cache_dir);
-    if freshness == Freshness::Cached {
-        if let Some(base) = cached(plan, &store)? {
-            return Ok(base);
-        }
+    if let Some(base) = cached(plan, &store, freshness)? {
+        return Ok(base);
     }
     if !plan.generate_cache {
         return made(plan, workspace, &scratch_dir(&store), None);
@@ -42,21 +42,34 @@ pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Re
     let lock = store.lock(&plan.recipe, |holder| {
         report::line(&format!("{:>10}  waiting for {holder}, which bootstraps the same tree", "..."));
     })?;
-    if freshness == Freshness::Cached {
-        if let Some(base) = cached(plan, &store)? {
-            return Ok(base);
-        }
+    if let Some(base) = cached(plan, &store, freshness)? {
+        return Ok(base);
     }
     let dir = store.dir.clone();
     made(plan, workspace, &dir, Some((store, lock)))
 }
 
-fn cached(plan: &BasePlan, store: &Store) -> Result<Option<BaseTar>> {
+fn cached(plan: &BasePlan, store: &Store, freshness: Freshness) -> Result<Option<BaseTar>> {
+    if freshness == Freshness::Anew {
+        return Ok(None);
+    }
     let Some(entry) = store.find(&plan.recipe, plan.clean_days)? else { return Ok(None) };
     let age = rounded(entry.made.elapsed().unwrap_or_default());
     let by = if entry.kind == Kind::Foreign { " (made by hand, or by the predecessor)" } else { "" };
     // A prune may be faster than we are: then there is no cache, and that is all.
     let Ok(base) = entry.open() else { return Ok(None) };
+    if freshness == Freshness::Checked {
+        match base.verify() {
+            // What somebody made by hand is not replaced behind his back.
+            Err(error) if entry.kind == Kind::Foreign => return Err(error),
+            Err(error) => {
+                signals::check()?;
+                report::warning(&format!("{}; it is made anew", report::sentence(&error)));
+                return Ok(None);
+            }
+            Ok(()) => {}
+        }
+    }
     report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", entry.path.display()));
     Ok(Some(base))
 }

@@ -14,7 +14,7 @@ use crate::guest::Workspace;
 use crate::plan::base_plan;
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
-use crate::settings::{Settings, published};
+use crate::settings::{Settings, published, with_files};
 
 /// Looks after the cache.
 pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
@@ -23,7 +23,7 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
         CacheCommand::List { json } => list(&store, &env, *json),
         CacheCommand::Build { variant } => {
             let workspace = Workspace::enter()?;
-            build(&env, variant.as_deref(), &workspace, Freshness::Cached)?;
+            build(&env, variant.as_deref(), &workspace, Freshness::Checked)?;
             Ok(Outcome::Done)
         }
         CacheCommand::Refresh => refresh(&env),
@@ -52,8 +52,8 @@ fn refresh(env: &Env) -> Result<Outcome> {
     let mut done: Vec<String> = Vec::new();
     let mut failed = Vec::new();
     for name in &names {
-        let context = node_context(env, Some(name))?;
-        let result = Settings::load(&context, "cache").and_then(|settings| {
+        let result = node_context(env, Some(name)).and_then(|context| {
+            let settings = Settings::load(&context, "cache")?;
             let shape = base_plan(&context, &settings).recipe.shape();
             if done.contains(&shape) {
                 return Ok(());
@@ -80,14 +80,25 @@ fn refresh(env: &Env) -> Result<Outcome> {
     .hint("what an earlier refresh made still serves; the causes stand above")
 }
 
-/// CLEAN_CACHE of the plain settings; without readable settings nothing is called expired.
-fn clean_days(env: &Env) -> Option<u32> {
-    let context = node_context(env, None).ok()?;
-    Settings::load(&context, "cache").ok()?.clean_cache_days
+/// The longest clean_cache of all variants: what any of them still uses has not expired.
+fn clean_days(env: &Env) -> Result<Option<u32>> {
+    let plain = Settings::load(&node_context(env, None)?, "cache")?;
+    let mut names = published(&Places::from_env(env));
+    names.extend(with_files(Path::new(plain.text("variants_dir"))));
+    let mut days = plain.clean_cache_days;
+    for name in names {
+        let settings = Settings::load(&node_context(env, Some(&name))?, "cache")
+            .with_context(|| format!("reading the settings of the variant {name}"))?;
+        days = days.zip(settings.clean_cache_days).map(|(a, b)| a.max(b));
+    }
+    Ok(days)
 }
 
 fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
-    let days = clean_days(env);
+    let days = clean_days(env).unwrap_or_else(|error| {
+        report::warning(&format!("{}: what has expired cannot be told", report::sentence(&error)));
+        None
+    });
     let entries = store.entries()?;
     if as_json {
         let objects: Vec<serde_json::Value> = entries.iter().map(|entry| object(entry, days)).collect();
@@ -139,7 +150,7 @@ fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
 }
 
 fn prune(store: &Store, env: &Env) -> Result<Outcome> {
-    let days = clean_days(env);
+    let days = clean_days(env).hint("`config check` shows all that is wrong; nothing was removed")?;
     let mut freed = 0;
     let mut remove = |path: &Path| -> Result<()> {
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());

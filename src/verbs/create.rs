@@ -1,6 +1,8 @@
 //! create: a request becomes a disk.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
 
 use super::base::{self, Freshness};
 use super::{Outcome, answer, warn};
@@ -12,7 +14,7 @@ use crate::plan::{DiskFacts, Plan, disk_path};
 use crate::report::{self, size};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
-use crate::{signals, tree};
+use crate::{signals, tool, tree};
 
 /// Installs an instance on its first disk.
 pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<Outcome> {
@@ -21,7 +23,9 @@ pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<O
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
         let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
-        answer(&Plan::new(context, instance, &settings, facts)?.to_string())?;
+        let plan = Plan::new(context, instance, &settings, facts)?;
+        preconditions(&plan)?;
+        answer(&plan.to_string())?;
         return Ok(Outcome::Done);
     }
     let workspace = Workspace::enter()?;
@@ -41,10 +45,12 @@ pub fn on_disk(
     let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
     let plan = Plan::new(context, instance, settings, facts)?;
     introduce(&plan, settings);
+    let swap = preconditions(&plan)?;
     let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
     base::refuse_misfit(&base, plan.layout.root_extent().1)?;
+    report::step("checking the cache file", || base.verify())?;
 
-    let mut work = Work { disk, plan: &plan, device: None, root: None };
+    let mut work = Work { disk, swap, plan: &plan, device: None, root: None, root_device: None };
     let result = work.install(context, instance, settings, &base, workspace);
     if let Err(error) = result {
         work.abandon();
@@ -52,6 +58,18 @@ pub fn on_disk(
     }
     report::line(&format!("{:8.2} s  {} is installed", start.elapsed().as_secs_f64(), instance.name));
     Ok(())
+}
+
+/// All that can be known to be missing is asked for before anything is destroyed. Returns the device for swap,
+/// locked and refused where in use like any disk.
+pub fn preconditions(plan: &Plan) -> Result<Option<Disk>> {
+    tool::require(disk::mkfs_of(plan.filesystem))?;
+    if let Some(dir) = &plan.hooks.dir {
+        hooks::list(dir)?;
+    }
+    let Some(path) = &plan.swap else { return Ok(None) };
+    tool::require("mkswap")?;
+    Disk::open(path).map(Some)
 }
 
 fn introduce(plan: &Plan, settings: &Settings) {
@@ -77,6 +95,9 @@ struct Work<'a> {
     root: Option<Root>,
     device: Option<LoopDevice>,
     disk: &'a Disk,
+    /// The device of the root, once there is one.
+    root_device: Option<PathBuf>,
+    swap: Option<Disk>,
     plan: &'a Plan,
 }
 
@@ -97,12 +118,13 @@ impl Work<'_> {
             Some(root) => device.add_partition(root.number, root.start_bytes(), root.size_bytes())?,
             None => device.path(),
         };
+        self.root_device = Some(root_device.clone());
         let label = if plan.layout.style == PartitionStyle::None { INCOMPLETE_LABEL } else { "" };
         let formatted =
             report::step(&format!("formatting {} as {}", root_device.display(), plan.filesystem), || {
                 disk::make_filesystem(&root_device, plan.filesystem, label)
             })?;
-        let swap = plan.swap.as_deref().map(make_swap).transpose()?;
+        let swap = self.swap.as_ref().map(make_swap).transpose()?;
         let root = self.root.insert(workspace.mount(&root_device, plan.filesystem, "target", "")?);
         report::long_step("unpacking", || unpack(base, root))?;
         report::step("personalising", || {
@@ -135,7 +157,7 @@ impl Work<'_> {
         instance: &Instance,
         settings: &Settings,
         workspace: &Workspace,
-        root_device: &std::path::Path,
+        root_device: &Path,
     ) -> Result<()> {
         let root = self.root.as_ref().context("a mounted root")?;
         let device = self.device.as_ref().context("an attached disk")?;
@@ -154,14 +176,15 @@ impl Work<'_> {
     }
 
     /// Everything reaches the disk, and the kernel lets go of it; only then it is a success.
-    fn finish(&mut self, label: &str, root_device: &std::path::Path) -> Result<()> {
+    fn finish(&mut self, label: &str, root_device: &Path) -> Result<()> {
         report::step("flushing", || {
-            if let Some(root) = self.root.take() {
+            if let Some(root) = &mut self.root {
                 if !label.is_empty() {
                     root.set_label(root_device, self.plan.filesystem, "")?;
                 }
                 root.finish()?;
             }
+            self.root = None;
             if let Some(device) = self.device.take() {
                 device.finish()?;
             }
@@ -172,19 +195,27 @@ impl Work<'_> {
 
     /// A failed create leaves no disk that looks installed, unless the admin wants to look at it.
     fn abandon(mut self) {
-        let held = [
-            self.root.take().map_or(Ok(()), Root::finish),
-            self.device.take().map_or(Ok(()), LoopDevice::finish),
-        ];
-        for error in held.into_iter().filter_map(Result::err) {
-            report::detail(&format!("while giving up: {error:#}"));
+        let keep = self.plan.keep_failed;
+        let unmounted = match self.root.take() {
+            Some(mut root) if keep => root.finish(),
+            Some(root) => root.give_up(),
+            None => Ok(()),
+        };
+        let held_device = self.root_device.filter(|_| unmounted.is_err() && !keep);
+        let wiped_held = held_device.map_or(Ok(()), |device| disk::wipe_held(&device));
+        let detached = self.device.take().map_or(Ok(()), LoopDevice::finish);
+        let held = [&unmounted, &detached].into_iter().filter_map(|result| result.as_ref().err());
+        for error in held {
+            report::warning(&report::sentence(error));
         }
-        if self.plan.keep_failed {
+        if keep {
             report::warning("keep_failed is set: the disk stays as it is, and is not fit for use");
             return;
         }
         let (start, size) = self.plan.layout.root_extent();
-        let wiped = disk::wipe_root(self.disk, start, size).and_then(|()| disk::wipe_ends(self.disk));
+        let wiped = wiped_held
+            .and_then(|()| disk::wipe_root(self.disk, start, size))
+            .and_then(|()| disk::wipe_ends(self.disk));
         match wiped {
             Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is installed on it", "")),
             Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
@@ -192,33 +223,15 @@ impl Work<'_> {
     }
 }
 
-fn make_swap(path: &std::path::Path) -> Result<uuid::Uuid> {
-    // Locked and refused where in use, like any disk.
-    let swap = Disk::open(path)?;
-    disk::wipe_ends(&swap)?;
-    disk::make_swap(path)
+fn make_swap(swap: &Disk) -> Result<uuid::Uuid> {
+    disk::wipe_ends(swap)?;
+    disk::make_swap(&swap.path)
 }
 
-/// Unpacks the tree while another core compares the file with its manifest.
 fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
-    let dir = root.dir()?;
-    std::thread::scope(|scope| {
-        let verified = scope.spawn(|| base.verify());
-        let unpacked = {
-            let total = base.size_bytes();
-            let mut reader = Progress { inner: base.reader()?, done: 0, total };
-            tree::unpack(&mut reader, dir, &signals::check)
-        };
-        // A damaged file is the better explanation of a failure to unpack it.
-        match verified.join() {
-            Ok(verified) => verified?,
-            Err(_) => bail!("the check of the cache file ended unexpectedly"),
-        }
-        unpacked
-            .map(drop)
-            .with_context(|| format!("unpacking {}", base.name))
-            .map_err(|error| full(error, root))
-    })
+    let mut reader = Progress { inner: base.reader()?, done: 0, total: base.size_bytes() };
+    let unpacked = tree::unpack(&mut reader, root.dir()?, &signals::check).map(drop);
+    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| full(error, root))
 }
 
 fn full(error: anyhow::Error, root: &Root) -> anyhow::Error {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,25 +16,36 @@ use crate::plan::{DiskFacts, Plan};
 use crate::report::{self, WithHint};
 use crate::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use crate::settings::Settings;
-use crate::tool::Tool;
+use crate::tool::{self, Tool};
 
 /// Makes a disk image; the file appears when it is complete.
 pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     if args.output.exists() && !args.force {
         return Err(anyhow::anyhow!("{} exists", args.output.display())).hint("--force replaces it");
     }
-    let request = as_noded_would(args, &env)?;
-    let Task::Create(instance) = &request.task else { bail!("an image is a create") };
-    let settings = Settings::load(&request.context, "create")?;
-    if args.dry_run {
-        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
-        answer(&Plan::new(&request.context, instance, &settings, facts)?.to_string())?;
-        return Ok(Outcome::Done);
+    if args.output.exists() && !args.output.is_file() {
+        bail!("{} is no regular file; an image replaces nothing else", args.output.display());
     }
     let dir = match args.output.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
+    if !dir.is_dir() {
+        bail!("the directory {} does not exist", dir.display());
+    }
+    if args.format == Format::Qcow2 {
+        tool::require("qemu-img")?;
+    }
+    let request = as_noded_would(args, &env)?;
+    let Task::Create(instance) = &request.task else { bail!("an image is a create") };
+    let settings = Settings::load(&request.context, "create")?;
+    if args.dry_run {
+        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
+        let plan = Plan::new(&request.context, instance, &settings, facts)?;
+        create::preconditions(&plan)?;
+        answer(&plan.to_string())?;
+        return Ok(Outcome::Done);
+    }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;
     let file = nameless(dir)?;
@@ -57,7 +69,6 @@ fn as_noded_would(args: &ImageArgs, env: &Env) -> Result<Request> {
         ("OS_API_VERSION", "20"),
         ("OS_NAME", "debootstrap"),
         ("OS_VARIANT", variant),
-        ("DEBUG_LEVEL", "0"),
         ("INSTANCE_NAME", &args.name),
         ("HYPERVISOR", "kvm"),
         ("DISK_COUNT", "1"),
@@ -95,5 +106,7 @@ fn publish(args: &ImageArgs, file: &File, dir: &Path) -> Result<()> {
             Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(source).arg(&staged).run()
         })?,
     }
+    // It holds the guest's shadow file and host keys.
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600)).context("setting its mode")?;
     std::fs::rename(&staged, &args.output).with_context(|| format!("publishing {}", args.output.display()))
 }

@@ -6,7 +6,7 @@ mod config;
 mod create;
 mod image;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 
 use anyhow::{Context as _, Result, bail};
@@ -29,6 +29,8 @@ pub enum Outcome {
 
 /// Runs a command.
 pub fn run(command: &Command, env: Env) -> Result<Outcome> {
+    let debug = env.get(OsStr::new("DEBUG_LEVEL")).is_some_and(|level| level != "0" && !level.is_empty());
+    report::set_debug(debug);
     match command {
         Command::Create(args) => os_verb(Verb::Create, args, env),
         Command::Import(args) => os_verb(Verb::Import, args, env),
@@ -60,7 +62,6 @@ fn os_verb(verb: Verb, args: &OsArgs, env: Env) -> Result<Outcome> {
                 .hint("these come from Ganeti's environment; see ganeti-os-interface(7)");
         }
     };
-    report::set_debug(request.context.debug_level > 0);
     match &request.task {
         Task::Create(instance) => create::create(&request.context, instance, args.dry_run),
         Task::Verify => verify(&request.context),
