@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::init::Job;
+use crate::init::{Job, SIGNALLED};
 use crate::plan::HookPlan;
 use crate::report::{self, WithHint};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
 use crate::settings::table::KEYS;
-use crate::sys;
 use crate::tool::{self, Ended, Tool};
 
 /// Where the disk and the tree are while hooks run.
@@ -116,8 +115,7 @@ pub fn run(
         let cwd = &context.places.os_dir;
         let ended = if plan.namespace {
             let commands = hooks.iter().map(|hook| vec![hook.clone().into_os_string()]).collect();
-            let umask = Some(sys::inherited_umask());
-            let job = Job { commands, fail_fast: plan.fail_fast, umask, ..Job::default() };
+            let job = Job { commands, fail_fast: plan.fail_fast, ..Job::default() };
             tool::run_sequence(job, &env, cwd)?
         } else {
             run_in_the_open(&hooks, plan.fail_fast, &env, cwd)?
@@ -134,15 +132,13 @@ fn run_in_the_open(
     cwd: &Path,
 ) -> Result<Vec<Ended>> {
     let mut ended = Vec::new();
-    let umask = |mask| nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
-    let ours = umask(sys::inherited_umask());
     for (index, hook) in hooks.iter().enumerate() {
         let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
         let (status, tail) = match result {
             Ok(()) => (0, String::new()),
             Err(error) => match error.downcast_ref::<tool::ToolError>() {
                 Some(tool::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
-                Some(tool::ToolError::Signal(_, signal, tail)) => (128 + signal, tail.clone()),
+                Some(tool::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
                 Some(tool::ToolError::Missing(_)) => (127, String::new()),
                 None => return Err(error),
             },
@@ -152,7 +148,6 @@ fn run_in_the_open(
             break;
         }
     }
-    umask(ours.bits());
     Ok(ended)
 }
 
@@ -163,7 +158,9 @@ fn judge(hooks: &[PathBuf], ended: &[Ended]) -> Result<()> {
         .filter(|ended| ended.status != 0)
         .map(|Ended { index, status, tail }| match status {
             127 => format!("the hook {} could not be started{tail}", name(*index)),
-            129.. => format!("the hook {} was ended by signal {}{tail}", name(*index), status - 128),
+            SIGNALLED.. => {
+                format!("the hook {} was ended by signal {}{tail}", name(*index), status - SIGNALLED)
+            }
             _ => format!("the hook {} ended with exit status {status}{tail}", name(*index)),
         })
         .collect();
@@ -206,7 +203,7 @@ mod tests {
     fn each_failed_hook_is_named() {
         let hooks = [PathBuf::from("/h/a"), "/h/b".into(), "/h/c".into()];
         let ended = |index, status| Ended { index, status, tail: String::new() };
-        let error = judge(&hooks, &[ended(0, 3), ended(1, 0), ended(2, 137)]).unwrap_err();
+        let error = judge(&hooks, &[ended(0, 3), ended(1, 0), ended(2, SIGNALLED + 9)]).unwrap_err();
         let text = format!("{:?}", error.root_cause().to_string());
         assert!(text.contains("/h/a ended with exit status 3"), "{text}");
         assert!(text.contains("/h/c was ended by signal 9"), "{text}");

@@ -24,6 +24,9 @@ pub const ARGV0: &str = "ganeti-instance-debootstrap: init";
 /// The status that says init itself failed, not a command.
 pub const INIT_FAILED: u8 = 125;
 
+/// Added to the number of a signal that ended a command; no exit status is as large.
+pub const SIGNALLED: i32 = 256;
+
 /// What init is asked to do; travels as its argv.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Job {
@@ -31,8 +34,6 @@ pub struct Job {
     pub chroot: Option<PathBuf>,
     /// Stop at the first command that fails.
     pub fail_fast: bool,
-    /// The umask of the commands, where it is not ours.
-    pub umask: Option<u32>,
     /// A descriptor that gets one line per command as it ends: `INDEX STATUS`.
     pub status_fd: Option<i32>,
     /// Each a program with its arguments.
@@ -51,7 +52,6 @@ impl Job {
             self.chroot.clone().unwrap_or_default().into(),
             (if self.fail_fast { "fail-fast" } else { "all" }).into(),
             self.status_fd.unwrap_or(-1).to_string().into(),
-            self.umask.map_or_else(String::new, |mask| mask.to_string()).into(),
         ];
         for command in &self.commands {
             argv.push(command.len().to_string().into());
@@ -64,7 +64,6 @@ impl Job {
         let chroot = argv.next()?;
         let fail_fast = argv.next()? == "fail-fast";
         let status_fd: i32 = argv.next()?.to_str()?.parse().ok()?;
-        let umask = argv.next()?.to_str()?.parse().ok();
         let mut commands = Vec::new();
         while let Some(count) = argv.next() {
             let count: usize = count.to_str()?.parse().ok()?;
@@ -74,7 +73,6 @@ impl Job {
             chroot: (!chroot.is_empty()).then(|| chroot.into()),
             fail_fast,
             status_fd: (status_fd >= 0).then_some(status_fd),
-            umask,
             commands,
         })
     }
@@ -104,10 +102,7 @@ fn run(job: &Job) -> Result<u8> {
         mount_proc(&root.join("proc"))?;
     }
     let mut status_file = job.status_fd.map(sys::adopt_fd);
-    if let Some(mask) = job.umask {
-        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
-    }
-    let mut worst = 0;
+    let mut worst = 0i32;
     for (index, command) in job.commands.iter().enumerate() {
         if job.commands.len() > 1 || job.status_fd.is_some() {
             announce(index);
@@ -123,7 +118,12 @@ fn run(job: &Job) -> Result<u8> {
             }
         }
     }
-    Ok(worst)
+    Ok(match worst {
+        // Who asked for each status has them.
+        _ if job.status_fd.is_some() => 0,
+        SIGNALLED.. => (128 + worst - SIGNALLED) as u8,
+        status => status as u8,
+    })
 }
 
 /// Before each command of several a line that is not of their making: which one speaks now.
@@ -142,8 +142,8 @@ fn mount_proc(at: &Path) -> Result<()> {
         .with_context(|| format!("mounting proc on {}", at.display()))
 }
 
-/// Runs one command and reaps everything that ends meanwhile. 128 + N for signal N, 127 where it cannot start.
-fn run_one(job: &Job, argv: &[OsString]) -> Result<u8> {
+/// Runs one command and reaps everything that ends meanwhile. [`SIGNALLED`] + N for signal N, 127 where it cannot start.
+fn run_one(job: &Job, argv: &[OsString]) -> Result<i32> {
     let Some((program, arguments)) = argv.split_first() else { bail!("an empty command") };
     #[allow(clippy::disallowed_methods, reason = "init is the other end of tool.rs")]
     let mut command = Command::new(program);
@@ -161,8 +161,8 @@ fn run_one(job: &Job, argv: &[OsString]) -> Result<u8> {
     };
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == child => return Ok(status as u8),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Ok(128 + signal as i32 as u8),
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => return Ok(status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Ok(SIGNALLED + signal as i32),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("waiting for a command"),
         }
@@ -179,7 +179,6 @@ mod tests {
             chroot: Some("/target".into()),
             fail_fast: true,
             status_fd: Some(7),
-            umask: Some(0o77),
             commands: vec![vec!["a".into(), "".into(), "b c".into()], vec!["d".into()]],
         };
         assert_eq!(Job::from_argv(job.to_argv().into_iter()), Some(job));

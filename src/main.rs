@@ -26,7 +26,8 @@ fn main() -> ExitCode {
     if name == init::ARGV0 {
         return init::main(args);
     }
-    sys::set_umask();
+    // noded's umask is 0077; it must not leak into a guest. Hooks have always run with 022: run-parts set it.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     if let Err(error) = signals::catch() {
         report::error(&error);
         return ExitCode::from(FAILED);

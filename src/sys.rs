@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -79,7 +78,8 @@ mod raw {
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
     nix::ioctl_write_ptr_bad!(blkpg, 0x1269, BlkpgArg);
-    nix::ioctl_read!(blkgetsize64, 0x12, 114, usize);
+    // The number has the size of a C size_t in it, the kernel writes 64 bits (linux/fs.h, block/ioctl.c).
+    nix::ioctl_read_bad!(blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
     nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
     nix::ioctl_write_ptr!(fs_ioc_setfslabel, 0x94, 50, [u8; FS_LABEL_MAX]);
@@ -152,11 +152,10 @@ pub fn blkpg(disk: &File, op: Blkpg, number: u32, start_bytes: u64, length_bytes
 
 /// The size of a block device in bytes.
 pub fn block_size_bytes(device: &File) -> nix::Result<u64> {
-    let mut size: usize = 0;
-    // SAFETY: BLKGETSIZE64 writes one u64; the program is 64-bit wherever usize is (checked by the kernel's
-    // compat layer where it is not).
+    let mut size: u64 = 0;
+    // SAFETY: BLKGETSIZE64 writes one u64.
     unsafe { raw::blkgetsize64(device.as_raw_fd(), &mut size) }?;
-    Ok(size as u64)
+    Ok(size)
 }
 
 /// Writes out and drops the page cache of a block device's own path.
@@ -200,19 +199,6 @@ pub fn cloexec_inherited() {
             unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
-}
-
-static INHERITED_UMASK: OnceLock<u32> = OnceLock::new();
-
-/// Sets our umask to 022: noded's 0077 must not leak into a guest. What it was is kept for the hooks.
-pub fn set_umask() {
-    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let _ = INHERITED_UMASK.set(old.bits());
-}
-
-/// The umask that we were started with.
-pub fn inherited_umask() -> u32 {
-    INHERITED_UMASK.get().copied().unwrap_or(0o022)
 }
 
 /// Whether a child gets namespaces of its own.

@@ -26,6 +26,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const TAIL_LINES: usize = 8;
 /// Bytes of one line that are kept.
 const LINE_BYTES: usize = 400;
+/// Reads of 16 KiB before signals are looked at again; a pipe holds 64 KiB.
+const DRAIN_READS: usize = 8;
 /// Bytes of output that [`Tool::output`] takes.
 const OUTPUT_MAX_BYTES: usize = 4 << 20;
 
@@ -339,7 +341,7 @@ pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> R
 #[derive(Debug)]
 pub struct Ended {
     pub index: usize,
-    /// Exit status, 128 + N for signal N, 127 where it could not be started.
+    /// Exit status, [`init::SIGNALLED`] + N for signal N, 127 where it could not be started.
     pub status: i32,
     /// The last lines of its output, each on a line of its own.
     pub tail: String,
@@ -467,7 +469,9 @@ impl Pump {
 /// Takes what is in a pipe now; a pipe at its end becomes None.
 fn drain(pipe: &mut Option<File>, mut take: impl FnMut(&[u8])) -> Result<()> {
     let mut buffer = [0u8; 16384];
-    while let Some(file) = pipe {
+    // Not without end: who prints faster than we read must not keep us from hearing a signal.
+    for _ in 0..DRAIN_READS {
+        let Some(file) = pipe else { return Ok(()) };
         match file.read(&mut buffer) {
             Ok(0) => *pipe = None,
             Ok(count) => take(&buffer[..count]),

@@ -233,3 +233,60 @@ fn without_generate_cache_nothing_is_written_and_what_is_there_is_read() {
     assert!(log.contains("using "), "{log}");
     assert_eq!(files(&node, ""), before);
 }
+
+#[test]
+fn a_manifest_that_is_broken_or_names_a_strangers_file_is_nothing() {
+    let node = Node::new();
+    let victim = node.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let manifest = fs::read_to_string(&files(&node, ".toml")[0]).unwrap();
+    let old = |file: &str| {
+        let mut table: toml::Table = toml::from_str(&manifest).unwrap();
+        table.insert("file".into(), file.into());
+        table.insert("made".into(), "2020-01-01T00:00:00Z".into());
+        toml::to_string(&table).unwrap()
+    };
+    for (name, text) in [
+        ("base-sid-amd64-0000000000000000.toml", "garbage".to_owned()),
+        ("base-sid-amd64-0000000000000001.toml", String::new()),
+        ("base-sid-amd64-0000000000000002.toml", old("../victim")),
+        ("base-sid-amd64-0000000000000003.toml", old(victim.to_str().unwrap())),
+        (
+            "base-sid-amd64-0000000000000004.toml",
+            old(files(&node, ".tar")[0].file_name().unwrap().to_str().unwrap()),
+        ),
+    ] {
+        fs::write(node.cache().join(name), text).unwrap();
+    }
+    let ancient = node.cache().join("cache-potato-i386.tar");
+    fs::write(&ancient, "x").unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&ancient)
+        .unwrap()
+        .set_modified(SystemTime::UNIX_EPOCH - Duration::from_secs(9))
+        .unwrap();
+    let list = node.command(&["cache", "list"]).output().unwrap();
+    assert!(list.status.success() && text(&list.stdout).contains("1970-01-01"), "{}", log_of(&list));
+    let prune = node.command(&["cache", "prune"]).output().unwrap();
+    assert!(prune.status.success(), "{}", log_of(&prune));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert_eq!(files(&node, ".toml").len(), 1, "{:?}", files(&node, ""));
+    let log = node.create_on(&node.disk("d", DISK_BYTES));
+    assert!(log.contains("using "), "{log}");
+}
+
+#[test]
+fn a_tar_without_a_system_in_it_is_refused() {
+    let node = Node::bare();
+    let tar = node.cache().join("cache-trixie-amd64.tar");
+    tool("tar", &["-cf", tar.to_str().unwrap(), "-T", "/dev/null"]);
+    let disk = node.disk("d", DISK_BYTES);
+    let output = node.verb("create", &node.recorded("create", &disk)).output().unwrap();
+    let log = log_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("holds no system"), "{log}");
+    let probe = std::process::Command::new("blkid").arg("-p").arg(&disk).output().unwrap();
+    assert_eq!(probe.status.code(), Some(2));
+    node.assert_nothing_left();
+}

@@ -92,7 +92,7 @@ fn all_hooks_run_in_order_even_after_one_fails() {
         "although another hook said much after it: {log}"
     );
     assert!(last[0].starts_with("hint: "), "{log}");
-    assert_eq!(root_of(&disk).read("root/umask"), "0077\n", "hooks have the umask that Ganeti gave, as ever");
+    assert_eq!(root_of(&disk).read("root/umask"), "0022\n", "run-parts set it so, whatever Ganeti gave");
     assert_eq!(root_of(&disk).read("root/order"), "10\n20\n30\n");
 
     node.config("keep_failed = true\nhooks_fail_fast = true\n");
@@ -249,7 +249,7 @@ fn boot_code_that_a_hook_writes_stays_and_a_truncated_disk_is_noticed() {
     let output = node.verb("create", &node.recorded("create", &disk)).output().unwrap();
     let log = log_of(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("a hook changed the disk's size"), "{log}");
+    assert!(log.contains("a hook changed the size of"), "{log}");
     node.assert_nothing_left();
 }
 
@@ -262,4 +262,67 @@ fn the_motd_hook_names_the_instance() {
     node.create_on(&disk);
     let motd = root_of(&disk).read("etc/motd");
     assert!(motd.contains("lg1.example.com: trixie "), "{motd}");
+}
+
+#[test]
+fn a_hook_that_ruins_the_disk_is_noticed() {
+    let node = Node::new();
+    for (script, expected) in [
+        ("dd if=/dev/zero of=$BLOCKDEV bs=1M count=1 status=none", "the partition table is gone"),
+        (
+            "dd if=/dev/zero of=$DISK_0_PATH bs=1M count=1 conv=notrunc status=none",
+            "the partition table is gone",
+        ),
+        (
+            "cp --sparse=always $DISK_0_PATH $DISK_0_PATH.new; mv $DISK_0_PATH.new $DISK_0_PATH",
+            "a hook replaced it",
+        ),
+        ("exit 125", "ruin ended with exit status 125"),
+        ("exit 200", "ruin ended with exit status 200"),
+    ] {
+        node.hook("ruin", &format!("#!/bin/sh\n{script}\n"));
+        let disk = node.disk("d", DISK_BYTES);
+        let output = node.verb("create", &node.recorded("create", &disk)).output().unwrap();
+        let log = log_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{script}: {log}");
+        assert!(log.contains(expected), "{script}: {log}");
+        node.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_signal_is_heard_while_a_hook_prints_without_end() {
+    let node = Node::new();
+    node.hook("yes", "#!/bin/sh\nexec yes\n");
+    let disk = node.disk("d", DISK_BYTES);
+    let mut command = node.verb("create", &node.recorded("create", &disk));
+    let log = fs::File::create(node.path().join("log")).unwrap();
+    let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    while !fs::read(node.path().join("log")).unwrap().ends_with(b"| y\n") {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    let start = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed().as_secs() < 10, "it goes on after SIGTERM");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn who_looks_at_a_partition_for_a_moment_is_waited_for() {
+    let node = Node::new();
+    // It holds the last partition open a second longer than the hooks run.
+    node.config("hooks_namespace = false\n");
+    node.hook(
+        "look",
+        "#!/bin/sh\n(sleep 1 < ${BLOCKDEV}p14) >/dev/null 2>&1 &\npartx -d --nr 15 $BLOCKDEV\nexit 0\n",
+    );
+    node.create_on(&node.disk("d", DISK_BYTES));
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let _ = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+    node.assert_nothing_left();
 }

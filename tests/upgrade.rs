@@ -415,6 +415,8 @@ fn explains_each_tuned_value(node: &Node, suite: &Suite, request: &str) -> Resul
         let line = 1 + text.lines().position(|line| line.starts_with(setting)).context(setting)?;
         let origin = format!("{file}:{line}");
         let named = shown.lines().any(|shown| {
+            // A list is shown as config.toml takes it: ["a", "b"].
+            let shown = shown.replace("\", \"", ",");
             let words: Vec<_> = shown.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
             words.contains(&key)
                 && shown.contains(value)

@@ -12,6 +12,7 @@ use crate::guest::identity;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::settings::Settings;
+use crate::signals;
 use crate::tool::Tool;
 
 /// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
@@ -122,6 +123,7 @@ fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .isolated()
         .run();
     if result.is_err() {
+        signals::check()?;
         show_log(root);
         return result
             .hint("check suite, mirror, components and extra_pkgs, and that the mirror can be reached");

@@ -80,6 +80,16 @@ impl Manifest {
         toml::from_str(&text).map(Some).with_context(context)
     }
 
+    /// Whether its tar is one that this manifest may name: of its own stem, beside it.
+    pub fn names_own_file(&self, manifest: &Path) -> bool {
+        let stem = manifest.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let rest = self.file.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '.';
+        rest.is_some_and(|rest| {
+            rest.chars().all(plain) && (rest.ends_with(".tar") || rest.ends_with(".tar.gz"))
+        })
+    }
+
     /// When it was made.
     pub fn made_at(&self) -> Option<SystemTime> {
         humantime::parse_rfc3339(&self.made).ok()

@@ -18,7 +18,7 @@ use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
 use crate::bootstrap::Recipe;
-use crate::report::WithHint;
+use crate::report::{self, WithHint};
 use crate::{lock, signals};
 
 pub use manifest::Manifest;
@@ -174,12 +174,23 @@ pub struct Store {
 pub struct KeyLock {
     path: PathBuf,
     // Closed after the name is gone: whoever waited for it then looks for a new one.
-    _held: File,
+    held: File,
+}
+
+impl KeyLock {
+    /// Whether the file that is locked is still the one of that name.
+    fn is_named(&self) -> bool {
+        let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let held = self.held.metadata().map(inode).ok();
+        held.is_some() && held == std::fs::metadata(&self.path).map(inode).ok()
+    }
 }
 
 impl Drop for KeyLock {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.is_named() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -235,47 +246,52 @@ impl Store {
         Ok(self.names()?.into_iter().filter(|name| !known(name)).map(|name| self.dir.join(name)).collect())
     }
 
-    /// Orphans, and locks that somebody left, whose key nobody is making at the moment.
-    pub fn idle_orphans(&self) -> Result<Vec<PathBuf>> {
-        let mut idle = Vec::new();
+    /// Hands orphans, and with them locks that somebody left, to `remove`; those of a key that is just being made
+    /// are spared.
+    pub fn sweep(&self, mut remove: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+        let stem_of = |path: &Path| file_name(path).split('.').next().unwrap_or_default().to_owned();
         let locks =
             self.names()?.into_iter().filter(|name| name.starts_with("base-") && name.ends_with(".lock"));
-        let candidates: Vec<PathBuf> =
-            self.orphans()?.into_iter().chain(locks.map(|name| self.dir.join(name))).collect();
-        for orphan in candidates {
-            let name = file_name(&orphan);
-            let stem = name.split('.').next().unwrap_or(&name);
-            let lock_path = self.dir.join(format!("{stem}.lock"));
-            let busy = match File::open(&lock_path) {
-                Ok(file) => !lock::try_exclusive(&file)?,
-                Err(_) => false,
-            };
-            if !busy {
-                idle.push(orphan);
+        let mut stems: Vec<String> = self.orphans()?.iter().map(|path| stem_of(path)).collect();
+        stems.extend(locks.map(|name| stem_of(Path::new(&name))));
+        stems.sort();
+        stems.dedup();
+        for stem in stems {
+            let lock = self.open_lock(&stem)?;
+            if !lock::try_exclusive(&lock.held)? || !lock.is_named() {
+                continue;
+            }
+            // With the lock held nothing of this key is published meanwhile: what is an orphan now is one.
+            for orphan in self.orphans()?.iter().filter(|path| stem_of(path) == stem) {
+                remove(orphan)?;
             }
         }
-        Ok(idle)
+        Ok(())
     }
 
     /// Waits for the right to make a recipe's base; says for whom it waits.
     pub fn lock(&self, recipe: &Recipe, mut waiting: impl FnMut(&str)) -> Result<KeyLock> {
         self.make_dir()?;
-        let path = self.dir.join(format!("{}.lock", stem(recipe)));
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .with_context(|| format!("opening {}", path.display()))
-                .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
-            lock::exclusive(&file, None, &mut waiting)?;
+            let lock = self.open_lock(&stem(recipe))?;
+            lock::exclusive(&lock.held, None, &mut waiting)?;
             // Its former holder may have removed the file that we waited for.
-            let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-            if std::fs::metadata(&path).map(inode).ok() == Some(inode(file.metadata()?)) {
-                return Ok(KeyLock { path, _held: file });
+            if lock.is_named() {
+                return Ok(lock);
             }
         }
+    }
+
+    fn open_lock(&self, stem: &str) -> Result<KeyLock> {
+        let path = self.dir.join(format!("{stem}.lock"));
+        let held = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
+            .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
+        Ok(KeyLock { path, held })
     }
 
     /// Makes the directory; the files in it are readable by root alone.
@@ -311,7 +327,12 @@ impl Store {
             sealed: true,
             digest,
             size_bytes,
-            ..old.unwrap_or(Manifest::by_hand(suite, arch, name, file.metadata()?.modified()?))
+            ..old.unwrap_or(Manifest::by_hand(
+                suite,
+                arch,
+                name,
+                file.metadata()?.modified()?.max(SystemTime::UNIX_EPOCH),
+            ))
         };
         publish::write_manifest(&manifest_path(&path), &manifest)?;
         self.entry(name)?.or(self.entry(&file_name(&manifest_path(&path)))?).context("reading the seal back")
@@ -337,7 +358,14 @@ impl Store {
         let path = self.dir.join(name);
         let foreign = is_foreign(name);
         let manifest_at = if foreign { manifest_path(&path) } else { path.clone() };
-        let manifest = Manifest::read(&manifest_at)?;
+        let manifest = match Manifest::read(&manifest_at) {
+            // One of ours can be made again: it counts as nothing. A seal that cannot be read is an error.
+            Err(error) if !foreign => {
+                report::warning(&format!("{}; it is left out", report::sentence(&error)));
+                return Ok(None);
+            }
+            read => read?.filter(|manifest| foreign || manifest.names_own_file(&path)),
+        };
         let tar = match (&manifest, foreign) {
             (_, true) => path,
             (Some(manifest), false) => self.dir.join(&manifest.file),
@@ -351,7 +379,11 @@ impl Store {
         Ok(Some(Entry {
             kind: if foreign { Kind::Foreign } else { Kind::Base },
             size_bytes: meta.len(),
-            made: manifest.as_ref().and_then(Manifest::made_at).unwrap_or(meta.modified()?),
+            made: manifest
+                .as_ref()
+                .and_then(Manifest::made_at)
+                .unwrap_or(meta.modified()?)
+                .max(SystemTime::UNIX_EPOCH),
             owner_writable: meta.mode() & 0o200 != 0,
             path: tar,
             suite,

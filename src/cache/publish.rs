@@ -14,6 +14,7 @@ use super::manifest::now;
 use super::{BaseTar, Manifest, Store, stem};
 use crate::bootstrap::{Made, Recipe};
 use crate::nameless::{give_name, nameless};
+use crate::report;
 use crate::settings::Compression;
 
 /// A base tar while it is written.
@@ -120,10 +121,11 @@ impl Finished {
         self.file.sync_all().context("flushing the cache file")?;
         give_name(&self.file, &self.dir.join(&self.manifest.file))?;
         write_manifest(&self.dir.join(format!("{}.toml", self.stem)), &self.manifest)?;
-        for old in store.orphans()? {
+        // It is published; what it replaced is only in the way of space.
+        for old in store.orphans().unwrap_or_default() {
             let ours = old.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.stem));
-            if ours {
-                std::fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
+            if let Some(error) = ours.then(|| std::fs::remove_file(&old).err()).flatten() {
+                report::warning(&format!("removing {}: {error}", old.display()));
             }
         }
         Ok(())

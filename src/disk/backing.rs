@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use rustix::fs::{major, minor};
 
@@ -26,6 +26,8 @@ pub struct Disk {
     pub path: PathBuf,
     pub medium: Medium,
     pub size_bytes: u64,
+    /// Whether `path` leads to it; a file that is only just being made has no name yet.
+    named: bool,
 }
 
 /// udev and blkid lock a block device for a moment when it changes.
@@ -60,7 +62,8 @@ impl Disk {
 
     /// Takes a file that has no name yet, and that nobody else can know.
     pub fn of_new_file(file: File, path: &Path) -> Result<Disk> {
-        Disk::locked(file, path, Medium::File)
+        let disk = Disk::locked(file, path, Medium::File)?;
+        Ok(Disk { named: false, ..disk })
     }
 
     fn locked(file: File, path: &Path, medium: Medium) -> Result<Disk> {
@@ -70,7 +73,7 @@ impl Disk {
             return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
                 .hint("another installation of this instance may be running; wait for it, or end it");
         }
-        let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0 };
+        let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0, named: true };
         disk.size_bytes = disk.current_size_bytes()?;
         Ok(disk)
     }
@@ -82,6 +85,26 @@ impl Disk {
             Medium::Block => sys::block_size_bytes(&self.file).map_err(anyhow::Error::from),
         };
         measured.with_context(|| format!("measuring {}", self.path.display()))
+    }
+
+    /// Refuses where its path leads to something else by now, or where its size is another.
+    pub fn refuse_changed(&self) -> Result<()> {
+        let shown = self.path.display();
+        let size_now = self.current_size_bytes()?;
+        ensure!(
+            size_now == self.size_bytes,
+            "a hook changed the size of {shown} from {} to {size_now} bytes (did it write to the file with > ?)",
+            self.size_bytes
+        );
+        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino(), meta.rdev());
+        let ours = identity(self.file.metadata()?);
+        let there = std::fs::metadata(&self.path).map(identity).ok();
+        let same = match self.medium {
+            Medium::File => there == Some(ours),
+            Medium::Block => there.map(|id| id.2) == Some(ours.2),
+        };
+        ensure!(same || !self.named, "{shown} is no longer the disk that was installed; a hook replaced it");
+        Ok(())
     }
 
     /// Writes out and forgets what the page cache of the disk's own path holds: a direct-I/O loop over it does

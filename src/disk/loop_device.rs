@@ -116,11 +116,10 @@ impl LoopDevice {
     pub fn finish(mut self) -> Result<()> {
         let path = self.path();
         self.file.sync_all().with_context(|| format!("flushing {}", path.display()))?;
-        for number in std::mem::take(&mut self.partitions) {
-            sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0)
-                .with_context(|| format!("removing {}", self.partition_path(number).display()))
-                .hint("a process still has the partition open; a hook may have left it there")?;
+        for number in self.partitions.clone() {
+            self.remove_partition(number)?;
         }
+        self.partitions.clear();
         let (number, backing) = (self.number, self.backing_shown.clone());
         drop(self);
         let start = Instant::now();
@@ -135,6 +134,25 @@ impl LoopDevice {
             pause = (pause * 2).min(Duration::from_millis(100));
         }
         Ok(())
+    }
+
+    /// Whoever looks at a node for a moment (udev, blkid) is waited for; a node that is gone already is well.
+    fn remove_partition(&self, number: u32) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0) {
+                Ok(()) | Err(Errno::ENXIO) => return Ok(()),
+                Err(Errno::EBUSY) if start.elapsed() < DETACH_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    let node = self.partition_path(number);
+                    return Err(error)
+                        .with_context(|| format!("removing {}{}", node.display(), opened_by(&node)))
+                        .hint("end what still has the partition open; a hook may have left it there");
+                }
+            }
+        }
     }
 
     fn sysfs(&self, what: &str) -> Option<String> {
@@ -174,7 +192,10 @@ fn try_attach(number: u32, backing: &File, direct_io: bool) -> Result<Option<Loo
     match sys::loop_configure(&file, &setup) {
         Ok(()) => {}
         Err(Errno::EBUSY) => return Ok(None),
-        Err(Errno::EINVAL) if direct_io => return try_attach(number, backing, false),
+        Err(Errno::EINVAL) if direct_io => {
+            drop(file); // and with it the lock
+            return try_attach(number, backing, false);
+        }
         Err(error) => return Err(error).with_context(|| format!("configuring {}", path.display())),
     }
     let backing_shown = shown_backing(number).unwrap_or_default();

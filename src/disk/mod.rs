@@ -14,7 +14,7 @@ use std::str::FromStr;
 pub use backing::{Disk, Medium};
 pub use format::{Formatted, INCOMPLETE_LABEL, make_filesystem, make_filesystem_with, make_swap, mkfs_of};
 pub use loop_device::LoopDevice;
-pub use table::write_table;
+pub use table::{table_is_there, write_table};
 pub use wipe::{wipe_ends, wipe_held, wipe_root};
 
 /// The sector size of every table and loop device that we make; what Ganeti's guests see by default.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use gptman::{GPT, GPTPartitionEntry};
@@ -26,6 +27,18 @@ pub fn write_table(disk: &File, layout: &Layout) -> Result<()> {
     expected.sort_unstable();
     ensure!(found == expected, "the table reads back as {found:?}, not as {expected:?}");
     Ok(())
+}
+
+/// Whether the table is still there once hooks had the disk: the signatures alone, boot code may be new.
+pub fn table_is_there(disk: &File, style: PartitionStyle) -> Result<bool> {
+    let mut start = [0u8; 1024];
+    disk.read_exact_at(&mut start, 0).context("reading the partition table")?;
+    let boot_signature = start[510..512] == [0x55, 0xaa];
+    Ok(match style {
+        PartitionStyle::None => true,
+        PartitionStyle::Msdos => boot_signature,
+        PartitionStyle::Gpt => boot_signature && start[512..520] == *b"EFI PART",
+    })
 }
 
 /// Types of the UEFI specification and the Discoverable Partitions Specification.

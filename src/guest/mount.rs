@@ -56,15 +56,18 @@ impl Workspace {
             .hint(format!("the node's kernel must know the filesystem: modprobe {filesystem}"))?;
         // From here on the mount is owned: an error below unmounts it.
         let guard = Mount { target, mounted: true };
+        let held = File::open(&guard.target).context("opening the mount point")?;
         let dir = RootDir::open(&guard.target)?;
-        Ok(Root { dir: Some(dir), mount: Some(guard) })
+        Ok(Root { held: Some(held), dir: Some(dir), mount: Some(guard) })
     }
 }
 
 /// A mounted root tree; unmounts when dropped, but only [`Root::finish`] tells of errors.
 #[derive(Debug)]
 pub struct Root {
-    // Dropped in this order: an open directory would keep the mount busy.
+    // Open since the mount: every error of writing since then is told by it, once, and nothing that is mounted over
+    // the target later hides the filesystem. Dropped in this order: an open directory keeps the mount busy.
+    held: Option<File>,
     dir: Option<RootDir>,
     mount: Option<Mount>,
 }
@@ -94,8 +97,8 @@ impl Root {
 
     /// Sets the filesystem's label while it is mounted.
     pub fn set_label(&self, device: &Path, filesystem: Filesystem, label: &str) -> Result<()> {
-        let mount_point = File::open(self.path()).context("opening the mount point")?;
-        match sys::set_fs_label(&mount_point, label) {
+        let mount_point = self.held.as_ref().context("using a root that is unmounted")?;
+        match sys::set_fs_label(mount_point, label) {
             Ok(()) => Ok(()),
             // Before Linux 5.17 ext4 has no such call; its tool writes to a mounted device.
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem.is_ext() => {
@@ -108,14 +111,17 @@ impl Root {
         }
     }
 
+    /// Writes everything out; an error where anything since the mount could not be written.
+    pub fn flush(&self) -> Result<()> {
+        let held = self.held.as_ref().context("using a root that is unmounted")?;
+        rustix::fs::syncfs(held).with_context(|| format!("flushing {}", self.path().display()))
+    }
+
     /// Writes everything out and unmounts; what could not be written, or is held by somebody, is an error, and
     /// leaves it mounted.
     pub fn finish(&mut self) -> Result<()> {
-        let target = self.path().to_owned();
-        let dir = File::open(&target).context("opening the mount point")?;
-        rustix::fs::syncfs(&dir).with_context(|| format!("flushing {}", target.display()))?;
-        drop(dir);
-        self.dir = None;
+        self.flush()?;
+        (self.dir, self.held) = (None, None);
         match &mut self.mount {
             Some(mount) => mount.unmount(UMOUNT_PATIENCE),
             None => Ok(()),
@@ -125,8 +131,8 @@ impl Root {
     /// Gives the filesystem up: what is not written yet never will be. An error where somebody still holds it.
     pub fn give_up(mut self) -> Result<()> {
         // Best effort: not every filesystem has such a call.
-        let _ = File::open(self.path()).map(|dir| sys::shut_down_fs(&dir));
-        self.dir = None;
+        let _ = self.held.as_ref().map(sys::shut_down_fs);
+        (self.dir, self.held) = (None, None);
         self.mount.take().map_or(Ok(()), |mut mount| mount.unmount(Duration::from_millis(500)))
     }
 }
@@ -143,8 +149,9 @@ impl Mount {
         let start = Instant::now();
         while self.mounted {
             match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
-                // EINVAL: it is no mount point any more, a hook unmounted it.
-                Ok(()) | Err(Errno::EINVAL) => self.mounted = false,
+                // Once more: something may have been mounted over it. EINVAL: it is no mount point any more.
+                Ok(()) => {}
+                Err(Errno::EINVAL) => self.mounted = false,
                 Err(Errno::EBUSY) if start.elapsed() < patience => {
                     std::thread::sleep(Duration::from_millis(20));
                 }

@@ -130,7 +130,11 @@ impl Records {
         let mut complete = false;
         while let Some(start) = rest.iter().position(|b| *b == 2) {
             let lines = trace_lines(&rest[..start]);
-            let Some(length) = rest[start..].iter().position(|b| *b == 3) else { break };
+            // The environment comes last, and may hold any byte.
+            let mut ends = rest[start..].iter();
+            let is_env = rest[start + 1..].starts_with(b"env\0");
+            let end = if is_env { ends.rposition(|b| *b == 3) } else { ends.position(|b| *b == 3) };
+            let Some(length) = end else { break };
             let mut fields = rest[start + 1..start + length].split(|b| *b == 0);
             let name = fields.next().unwrap_or_default();
             let pairs = fields.filter_map(|field| {

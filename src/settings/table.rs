@@ -162,7 +162,8 @@ impl Kind {
             Kind::Mirror => fails(is_mirror(text), "a URL like \"http://mirror.example.org/debian\""),
             Kind::Proxy => fails(is_proxy(text), "a URL like \"http://proxy.example.org:3128\", or nothing"),
             Kind::Arch => fails(
-                text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+                text.len() <= 32
+                    && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
                 "an architecture like \"amd64\", or nothing for the node's",
             ),
             Kind::Names => fails(split(text).all(is_name), "names separated by commas"),
@@ -204,7 +205,7 @@ fn one_of(words: &[&str]) -> String {
 
 fn is_suite(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._+".contains(c);
-    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
+    text.len() <= 64 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain)
 }
 
 fn is_name(text: &str) -> bool {

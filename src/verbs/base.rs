@@ -111,6 +111,8 @@ fn made(
     // mke2fs made it for this filesystem, not for the guest's.
     std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
     let made = bootstrap::make(&plan.recipe, scratch.path()).map_err(|error| with_full_disk(error, dir))?;
+    // Below the filesystem lies a file on another: what that could not take shows only now.
+    scratch.flush().context("writing the bootstrapped tree").map_err(|error| with_full_disk(error, dir))?;
 
     let mut new = NewBase::begin(dir, plan.compression)?;
     report::step("packing the tree", || {

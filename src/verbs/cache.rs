@@ -168,9 +168,7 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
         remove(&entry.path)?;
         remove(&manifest_path(&entry.path))?;
     }
-    for orphan in store.idle_orphans()? {
-        remove(&orphan)?;
-    }
+    store.sweep(&mut remove)?;
     report::line(&format!("{} freed", size(freed)));
     Ok(Outcome::Done)
 }

@@ -166,12 +166,7 @@ impl Work<'_> {
             Stage { target: root.path(), disk: &device.path(), root_device, workspace: workspace.path() };
         hooks::run(&self.plan.hooks, context, instance, settings, &stage)?;
         lent.take_back(root.dir()?)?;
-        let size_now = self.disk.current_size_bytes()?;
-        ensure!(
-            size_now == self.disk.size_bytes,
-            "a hook changed the disk's size from {} to {size_now} bytes (did it write to the file with > ?)",
-            self.disk.size_bytes
-        );
+        self.disk.refuse_changed()?;
         Ok(())
     }
 
@@ -189,7 +184,10 @@ impl Work<'_> {
                 device.finish()?;
             }
             // What a hook wrote through the disk's own path lies in that path's page cache.
-            self.disk.flush_path_cache()
+            self.disk.flush_path_cache()?;
+            let table = disk::table_is_there(&self.disk.file, self.plan.layout.style)?;
+            ensure!(table, "the partition table is gone; a hook wrote over it");
+            Ok(())
         })
     }
 
@@ -231,7 +229,11 @@ fn make_swap(swap: &Disk) -> Result<uuid::Uuid> {
 fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
     let mut reader = Progress { inner: base.reader()?, done: 0, total: base.size_bytes() };
     let unpacked = tree::unpack(&mut reader, root.dir()?, &signals::check).map(drop);
-    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| full(error, root))
+    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| full(error, root))?;
+    let dir = root.dir()?;
+    let is_system = dir.is_dir("etc")? && (dir.is_file("bin/sh")? || dir.is_file("usr/bin/sh")?);
+    ensure!(is_system, "{} holds no system: /etc or /bin/sh is missing", base.name);
+    Ok(())
 }
 
 fn full(error: anyhow::Error, root: &Root) -> anyhow::Error {
