@@ -54,6 +54,11 @@ test-ganeti: build
 	tests/install-tools test
 	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
 
+# Every way in which a node breaks, one after the other; about two minutes, no network but for a first bootstrap.
+test-faults: build
+	tests/install-tools test
+	$(CARGO) test --locked --test faults -- --ignored --test-threads=1
+
 # The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
 deb:
 	tests/install-tools test
@@ -64,4 +69,4 @@ deb:
 	rm -rf $(TARGET_DIR)/deb/source
 	ls $(TARGET_DIR)/deb/*.deb
 
-.PHONY: all build install demo test test-ganeti deb
+.PHONY: all build install demo test test-ganeti test-faults deb

@@ -122,19 +122,37 @@ fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .cwd("/")
         .isolated()
         .run();
-    if result.is_err() {
+    if let Err(error) = result {
         signals::check()?;
         show_log(root);
-        return result
-            .hint("check suite, mirror, components and extra_pkgs, and that the mirror can be reached");
+        let hint = remedy(&error.to_string());
+        return Err(error).hint(hint);
     }
     Ok(())
+}
+
+/// By what debootstrap says of itself.
+fn remedy(said: &str) -> &'static str {
+    let table = [
+        (
+            "E: No such script",
+            "correct suite, or install a debootstrap that knows it: apt-get install debootstrap",
+        ),
+        (
+            "E: Release signed by unknown key",
+            "install the keyring of who signs there (debian-archive-keyring), or do not trust that mirror",
+        ),
+        ("E: Invalid Release signature", "do not trust that mirror: somebody changed what it serves"),
+        ("E: Failed getting release file", "check that the mirror can be reached, and has the suite"),
+    ];
+    let known = table.into_iter().find(|(words, _)| said.contains(words));
+    known.map_or("check suite, mirror, components and extra_pkgs", |(_, hint)| hint)
 }
 
 /// debootstrap's own log says what its last line does not.
 fn show_log(root: &RootDir) {
     if let Ok(Some(log)) = root.read("debootstrap/debootstrap.log", MAX_BYTES) {
-        let lines: Vec<&[u8]> = log.split(|b| *b == b'\n').collect();
+        let lines: Vec<&[u8]> = log.split(|b| *b == b'\n').filter(|line| !line.is_empty()).collect();
         for line in &lines[lines.len().saturating_sub(6)..] {
             report::tool_line(line);
         }

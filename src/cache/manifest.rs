@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::report::WithHint;
+
 /// Larger ones are refused.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -77,7 +79,11 @@ impl Manifest {
         }
         let context = || format!("reading the manifest {}", path.display());
         let text = std::fs::read_to_string(path).with_context(context)?;
-        toml::from_str(&text).map(Some).with_context(context)
+        toml::from_str(&text)
+            .map(Some)
+            .map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))
+            .with_context(context)
+            .hint(format!("rm {}; what it described can be made or sealed anew", path.display()))
     }
 
     /// Whether its tar is one that this manifest may name: of its own stem, beside it.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::libc;
 use rustix::fs::{major, minor};
 
@@ -33,6 +33,9 @@ pub struct Disk {
 /// udev and blkid lock a block device for a moment when it changes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// With less free space a filesystem counts as full.
+const NO_ROOM_BYTES: u64 = 1 << 20;
+
 impl Disk {
     /// Opens for writing. Refuses what is absent, is no disk, or is mounted, held or locked by others; nothing
     /// is written.
@@ -44,7 +47,10 @@ impl Disk {
         let medium = match meta.file_type() {
             kind if kind.is_file() => Medium::File,
             kind if kind.is_block_device() => Medium::Block,
-            _ => bail!("{shown} is neither a file nor a block device"),
+            _ => {
+                return Err(anyhow::anyhow!("{shown} is neither a file nor a block device"))
+                    .hint("`gnt-instance info` shows what the instance's disks are");
+            }
         };
         if medium == Medium::Block {
             refuse_held(path, meta.rdev())?;
@@ -91,11 +97,11 @@ impl Disk {
     pub fn refuse_changed(&self) -> Result<()> {
         let shown = self.path.display();
         let size_now = self.current_size_bytes()?;
-        ensure!(
-            size_now == self.size_bytes,
-            "a hook changed the size of {shown} from {} to {size_now} bytes (did it write to the file with > ?)",
-            self.size_bytes
-        );
+        if size_now != self.size_bytes {
+            let sizes = format!("from {} to {size_now} bytes", self.size_bytes);
+            return Err(anyhow::anyhow!("a hook changed the size of {shown} {sizes}"))
+                .hint("a hook must not truncate $DISK_0_PATH: write with dd conv=notrunc, not with >");
+        }
         let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino(), meta.rdev());
         let ours = identity(self.file.metadata()?);
         let there = std::fs::metadata(&self.path).map(identity).ok();
@@ -105,6 +111,22 @@ impl Disk {
         };
         ensure!(same || !self.named, "{shown} is no longer the disk that was installed; a hook replaced it");
         Ok(())
+    }
+
+    /// Gives a file its size back: as Ganeti knows it, and as the next attempt needs it.
+    pub fn restore_size(&self) -> Result<()> {
+        if self.medium == Medium::File && self.current_size_bytes()? != self.size_bytes {
+            let context = || format!("giving {} its size back", self.path.display());
+            self.file.set_len(self.size_bytes).with_context(context)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what a file lies on has no room left; a sparse file needs some while it is written to.
+    pub fn backing_is_full(&self) -> bool {
+        let free = |fs: rustix::fs::StatVfs| fs.f_bavail * fs.f_frsize;
+        self.medium == Medium::File
+            && rustix::fs::fstatvfs(&self.file).is_ok_and(|fs| free(fs) < NO_ROOM_BYTES)
     }
 
     /// Writes out and forgets what the page cache of the disk's own path holds: a direct-I/O loop over it does
@@ -128,7 +150,10 @@ fn refuse_held(path: &Path, rdev: u64) -> Result<()> {
     let probe = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path);
     match probe {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            let by = holders(rdev);
+            let by = match holders(rdev) {
+                by if by.is_empty() => super::loop_device::opened_by(path),
+                by => by,
+            };
             Err(anyhow::anyhow!("the disk {} is in use{by}", path.display()))
                 .hint("shut the instance down, or unmount what is mounted from its disk")
         }

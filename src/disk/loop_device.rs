@@ -45,12 +45,7 @@ impl LoopDevice {
 
     /// Attaches a file that is not a guest's disk.
     pub fn attach_file(backing: &File, direct_io: bool) -> Result<LoopDevice> {
-        let control = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/loop-control")
-            .context("opening /dev/loop-control")
-            .hint("modprobe loop")?;
+        let control = LoopDevice::control()?;
         for _ in 0..ATTEMPTS {
             signals::check()?;
             let number = sys::loop_get_free(&control)
@@ -61,6 +56,12 @@ impl LoopDevice {
             }
         }
         bail!("no loop device could be had in {ATTEMPTS} attempts; others take them as fast")
+    }
+
+    /// The loop driver itself.
+    pub fn control() -> Result<File> {
+        let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control");
+        control.context("opening /dev/loop-control").hint("modprobe loop")
     }
 
     /// `/dev/loopN`
@@ -214,7 +215,7 @@ fn direct_io_is_safe(backing: &File) -> bool {
 }
 
 /// ` by process 4711 (name)` for whoever has a device open, as far as /proc tells.
-fn opened_by(device: &Path) -> String {
+pub(super) fn opened_by(device: &Path) -> String {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes.filter(|p| p.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
         let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();

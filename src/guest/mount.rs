@@ -83,10 +83,9 @@ impl Root {
         self.dir.as_ref().context("using a root that is unmounted")
     }
 
-    /// Bytes that the filesystem can still take.
-    pub fn free_bytes(&self) -> Result<u64> {
-        let fs = rustix::fs::statvfs(self.path()).context("asking for the free space")?;
-        Ok(fs.f_bavail * fs.f_frsize)
+    /// Whether files can still be made in it, as far as it counts them.
+    pub fn has_inodes(&self) -> bool {
+        rustix::fs::statvfs(self.path()).is_ok_and(|fs| fs.f_files == 0 || fs.f_ffree > 0)
     }
 
     /// Bytes that files and directories take.

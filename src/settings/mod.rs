@@ -18,6 +18,7 @@ use anyhow::Result;
 use crate::disk::{Filesystem, PartitionStyle};
 use crate::report;
 use crate::request::{Api, Context};
+use crate::tool::ToolError;
 use files::{Role, TomlFile};
 use table::{KEYS, split};
 pub use variants::{published, with_files};
@@ -234,6 +235,8 @@ fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)>
         };
         match shell::evaluate(&files, &defaults, &config.values) {
             Ok(evaluated) => shell = evaluated,
+            // Without bash it is the node that lacks something, and not the file.
+            Err(error) if matches!(error.downcast_ref(), Some(ToolError::Missing(_))) => return Err(error),
             // What Ganeti gives verify tells too little for a file that looks at its instance.
             Err(error) if verb == "verify" => warnings.push(report::sentence(&error)),
             Err(error) => problems.push(report::sentence(&error)),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::bootstrap;
 use crate::cache::{BaseTar, KeyLock, Kind, NewBase, Store};
@@ -13,6 +13,9 @@ use crate::nameless::nameless;
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};
 use crate::{signals, tree};
+
+/// What helps where a tree does not fit.
+pub const LARGER_DISK: &str = "give the instance a larger disk, or set fewer extra_pkgs";
 
 /// The file that a tree is bootstrapped in is sparse; this is only what it may grow to.
 const SCRATCH_BYTES: u64 = 64 << 30;
@@ -150,9 +153,10 @@ fn refuse_full(dir: &Path) -> Result<()> {
 /// A full disk below the scratch file shows as errors of input and output: say what it was.
 fn with_full_disk(error: anyhow::Error, dir: &Path) -> anyhow::Error {
     match free_bytes(dir) {
-        Ok(free) if free < 16 << 20 => {
+        // What a tool said of it stands in the log above; its own hint would lead astray.
+        Ok(free) if free < 16 << 20 && !error.is::<signals::Interrupted>() => {
             let hint = report::Hint("`cache prune` removes what has expired; or make room there".into());
-            error.context(format!("the filesystem of {} is full", dir.display())).context(hint)
+            anyhow::anyhow!("the filesystem of {} is full", dir.display()).context(hint)
         }
         _ => error,
     }
@@ -163,12 +167,13 @@ pub fn refuse_misfit(base: &BaseTar, root_bytes: u64) -> Result<()> {
     // A filesystem keeps a part for itself: inode tables, journal, 5% for root.
     let room = root_bytes / 100 * 90;
     if base.needed_bytes() > room {
-        bail!(
+        let refusal = format!(
             "the tree needs {}, but the root filesystem of {} has room for {} only",
             size(base.needed_bytes()),
             size(root_bytes),
             size(room)
         );
+        return Err(anyhow::anyhow!(refusal)).hint(LARGER_DISK);
     }
     Ok(())
 }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::base::{self, Freshness};
+use super::base::{self, Freshness, LARGER_DISK};
 use super::{Outcome, answer, warn};
 use crate::cache::BaseTar;
 use crate::disk::{self, Disk, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
 use crate::guest::{self, HookResolver, Root, Volumes, Workspace};
 use crate::hooks::{self, Stage};
 use crate::plan::{DiskFacts, Plan, disk_path};
-use crate::report::{self, size};
+use crate::report::{self, Hint, size};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
+use crate::signals::Interrupted;
 use crate::{signals, tool, tree};
 
 /// Installs an instance on its first disk.
@@ -53,6 +54,7 @@ pub fn on_disk(
     let mut work = Work { disk, swap, plan: &plan, device: None, root: None, root_device: None };
     let result = work.install(context, instance, settings, &base, workspace);
     if let Err(error) = result {
+        let error = full_backing(error, disk);
         work.abandon();
         return Err(error.context(format!("installing {}", instance.name)));
     }
@@ -64,6 +66,7 @@ pub fn on_disk(
 /// locked and refused where in use like any disk.
 pub fn preconditions(plan: &Plan) -> Result<Option<Disk>> {
     tool::require(disk::mkfs_of(plan.filesystem))?;
+    LoopDevice::control()?;
     if let Some(dir) = &plan.hooks.dir {
         hooks::list(dir)?;
     }
@@ -131,6 +134,8 @@ impl Work<'_> {
             let volumes = Volumes { root: formatted.uuid, swap };
             guest::personalise(root.dir()?, &plan.personality, volumes)
         })?;
+        // All of the tree first: a power cut behind the table must find it whole.
+        report::step("writing the tree out", || root.flush())?;
         self.add_table()?;
         self.run_hooks(context, instance, settings, workspace, &root_device)?;
         self.finish(label, &root_device)
@@ -213,7 +218,8 @@ impl Work<'_> {
         let (start, size) = self.plan.layout.root_extent();
         let wiped = wiped_held
             .and_then(|()| disk::wipe_root(self.disk, start, size))
-            .and_then(|()| disk::wipe_ends(self.disk));
+            .and_then(|()| disk::wipe_ends(self.disk))
+            .and_then(|()| self.disk.restore_size());
         match wiped {
             Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is installed on it", "")),
             Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
@@ -229,18 +235,43 @@ fn make_swap(swap: &Disk) -> Result<uuid::Uuid> {
 fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
     let mut reader = Progress { inner: base.reader()?, done: 0, total: base.size_bytes() };
     let unpacked = tree::unpack(&mut reader, root.dir()?, &signals::check).map(drop);
-    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| full(error, root))?;
-    let dir = root.dir()?;
-    let is_system = dir.is_dir("etc")? && (dir.is_file("bin/sh")? || dir.is_file("usr/bin/sh")?);
-    ensure!(is_system, "{} holds no system: /etc or /bin/sh is missing", base.name);
-    Ok(())
+    let is_system = || {
+        let dir = root.dir()?;
+        let is_system = dir.is_dir("etc")? && (dir.is_file("bin/sh")? || dir.is_file("usr/bin/sh")?);
+        ensure!(is_system, "it holds no system: /etc or /bin/sh is missing");
+        Ok(())
+    };
+    let unpacked = unpacked.and_then(|()| is_system());
+    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| explained(error, base, root))
 }
 
-fn full(error: anyhow::Error, root: &Root) -> anyhow::Error {
-    match root.free_bytes() {
-        Ok(free) if free < 1 << 20 => error.context("the root filesystem is full; the disk is too small"),
-        _ => error,
+/// Why a tree could not be unpacked, and what to do about it.
+fn explained(error: anyhow::Error, base: &BaseTar, root: &Root) -> anyhow::Error {
+    let no_space = |cause: &(dyn std::error::Error + 'static)| {
+        let errno = cause.downcast_ref::<rustix::io::Errno>().copied();
+        let errno = errno.or_else(|| rustix::io::Errno::from_io_error(cause.downcast_ref()?));
+        errno == Some(rustix::io::Errno::NOSPC)
+    };
+    if error.is::<Interrupted>() {
+        return error;
     }
+    if error.chain().any(no_space) {
+        let what = if root.has_inodes() { "is full" } else { "has no inode left" };
+        return error.context(Hint(LARGER_DISK.into())).context(format!("the root filesystem {what}"));
+    }
+    error.context(Hint(format!("{} may be damaged; replace or remove it", base.name)))
+}
+
+/// A sparse file on a full filesystem shows as errors of input and output: say what it was.
+fn full_backing(error: anyhow::Error, disk: &Disk) -> anyhow::Error {
+    if !disk.backing_is_full() || error.is::<Interrupted>() {
+        return error;
+    }
+    let dir = disk.path.parent().unwrap_or(&disk.path).display();
+    // What seemed the remedy before is none.
+    anyhow::anyhow!(report::sentence(&error))
+        .context(format!("the filesystem of {dir} is full"))
+        .context(Hint(format!("make room in {dir}")))
 }
 
 /// Tells a terminal how far a reader is.
