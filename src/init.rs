@@ -145,7 +145,7 @@ fn mount_proc(at: &Path) -> Result<()> {
 /// Runs one command and reaps everything that ends meanwhile. [`SIGNALLED`] + N for signal N, 127 where it cannot start.
 fn run_one(job: &Job, argv: &[OsString]) -> Result<i32> {
     let Some((program, arguments)) = argv.split_first() else { bail!("an empty command") };
-    #[allow(clippy::disallowed_methods, reason = "init is the other end of tool.rs")]
+    #[allow(clippy::disallowed_methods, reason = "init is the other end of tool/")]
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("clearing the signal mask")?;

@@ -34,7 +34,14 @@ __failed() {
     log_error "$__file: its last command failed"
   fi
 }
-__names_before=" $(compgen -v | tr '\n' ' ') $(compgen -A function | tr '\n' ' ') __file __name PIPESTATUS BASH_LINENO "
+__names_before="
+$(compgen -v)
+$(compgen -A function)
+__file
+__name
+PIPESTATUS
+BASH_LINENO
+"
 if [ -n "$__legacy" ]; then
   __file=$__legacy
   set -x
@@ -63,10 +70,10 @@ __snapshot variant
 # What else the files set: a hook that sources common.sh finds it, as it did when that sourced the files itself.
 printf '\x02shell\0' >&"$__out"
 for __name in $(compgen -v); do
-  case $__names_before in *" $__name "*) ;; *) declare -p "$__name" >&"$__out";; esac
+  case $__names_before in *$'\n'"$__name"$'\n'*) ;; *) declare -p "$__name" >&"$__out";; esac
 done
 for __name in $(compgen -A function); do
-  case $__names_before in *" $__name "*) ;; *) declare -f "$__name" >&"$__out";; esac
+  case $__names_before in *$'\n'"$__name"$'\n'*) ;; *) declare -f "$__name" >&"$__out";; esac
 done
 printf '\x03' >&"$__out"
 printf '\x02env\0' >&"$__out"

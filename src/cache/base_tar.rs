@@ -1,0 +1,94 @@
+//! A base tar that is open: its bytes, and whether they are what the manifest says.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest, Sha256};
+
+use crate::report::WithHint;
+use crate::signals;
+
+/// A base tar that is open for reading.
+#[derive(Debug)]
+pub struct BaseTar {
+    /// For messages.
+    pub name: String,
+    pub(super) file: File,
+    pub(super) size_bytes: u64,
+    pub(super) by_hand: bool,
+    pub(super) digest: Option<String>,
+    /// What its files need on a disk, where it is known.
+    pub unpacked_bytes: Option<u64>,
+}
+
+impl BaseTar {
+    /// The tar's bytes, from the start; told apart from gzip by its first bytes.
+    pub fn reader(&self) -> Result<Box<dyn Read + '_>> {
+        let mut magic = [0u8; 2];
+        let raw = ReadAt { file: &self.file, at: 0 };
+        let gzip =
+            self.file.read_at(&mut magic, 0).context("reading the cache file")? == 2 && magic == [0x1f, 0x8b];
+        Ok(if gzip {
+            Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 17, raw)))
+        } else {
+            Box::new(raw)
+        })
+    }
+
+    /// Bytes that the tree needs at least.
+    pub fn needed_bytes(&self) -> u64 {
+        self.unpacked_bytes.unwrap_or(self.size_bytes)
+    }
+
+    /// The size of the file itself.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Compares the file with its manifest; a file without one cannot be judged.
+    pub fn verify(&self) -> Result<()> {
+        let Some(expected) = &self.digest else { return Ok(()) };
+        let found = digest_of(&mut ReadAt { file: &self.file, at: 0 })?;
+        if found == *expected {
+            return Ok(());
+        }
+        let remedy = match self.by_hand {
+            true => {
+                "restore it from your own copy; if the change was yours, `cache seal` it again".to_owned()
+            }
+            false => format!("rm {}; the next create makes it anew, or `cache build` does now", self.name),
+        };
+        Err(anyhow::anyhow!("the cache file {} is damaged: {found}, its manifest says {expected}", self.name))
+            .hint(remedy)
+    }
+}
+
+/// Reads a shared file without moving its position.
+struct ReadAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// `sha256:HEX` of all that a reader gives; a caught signal ends it.
+pub fn digest_of(reader: &mut dyn Read) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        signals::check()?;
+        match reader.read(&mut buffer).context("reading a cache file")? {
+            0 => return Ok(format!("sha256:{:x}", hash.finalize())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
