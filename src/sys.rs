@@ -214,16 +214,20 @@ pub enum Isolation {
 /// default signal dispositions, `keep_fd` open across exec. The child starts with an empty signal mask.
 pub fn spawn(command: &mut Command, isolation: Isolation, keep_fd: Option<BorrowedFd>) -> io::Result<Child> {
     let keep_fd = keep_fd.map(|fd| fd.as_raw_fd());
-    let parent = std::process::id() as libc::pid_t;
-    // SAFETY: the closure runs between fork and exec; it only makes async-signal-safe system calls.
+    // Its write end is closed when we die, before our children lose us. getppid says 0 in a new PID namespace.
+    let (life, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let (life_fd, ours_fd) = (life.as_raw_fd(), ours.as_raw_fd());
+    // SAFETY: the closure runs between fork and exec; it only makes async-signal-safe system calls. It closes the
+    // child's copy of a descriptor that the child does not use.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            // The parent may have died before prctl; in a new PID namespace getppid says 0 either way.
-            let now = libc::getppid();
-            if now != parent && now != 0 {
+            // The parent may have died before prctl: then the pipe is at its end.
+            libc::close(ours_fd);
+            let mut at_end = libc::pollfd { fd: life_fd, events: 0, revents: 0 };
+            if libc::poll(&mut at_end, 1, 0) != 0 {
                 libc::_exit(127);
             }
             if isolation == Isolation::Namespaces {

@@ -175,8 +175,12 @@ impl Store {
         stems.sort();
         stems.dedup();
         for stem in stems {
-            let lock = self.open_lock(&stem)?;
-            if !lock::try_exclusive(&lock.held)? || !lock.is_named() {
+            let (path, file) = self.open_lock(&stem)?;
+            if !lock::try_exclusive(&file)? {
+                continue;
+            }
+            let lock = KeyLock { path, held: file };
+            if !lock.is_named() {
                 continue;
             }
             // With the lock held nothing of this key is published meanwhile: what is an orphan now is one.
@@ -191,8 +195,10 @@ impl Store {
     pub fn lock(&self, recipe: &Recipe, mut waiting: impl FnMut(&str)) -> Result<KeyLock> {
         self.make_dir()?;
         loop {
-            let lock = self.open_lock(&stem(recipe))?;
-            lock::exclusive(&lock.held, None, &mut waiting)?;
+            let (path, file) = self.open_lock(&stem(recipe))?;
+            lock::exclusive(&file, None, &mut waiting)?;
+            // Only now it is ours: who stops waiting must not remove the holder's file.
+            let lock = KeyLock { path, held: file };
             // Its former holder may have removed the file that we waited for.
             if lock.is_named() {
                 return Ok(lock);
@@ -200,7 +206,7 @@ impl Store {
         }
     }
 
-    fn open_lock(&self, stem: &str) -> Result<KeyLock> {
+    fn open_lock(&self, stem: &str) -> Result<(PathBuf, File)> {
         let path = self.dir.join(format!("{stem}.lock"));
         let held = File::options()
             .create(true)
@@ -209,7 +215,7 @@ impl Store {
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))
             .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
-        Ok(KeyLock { path, held })
+        Ok((path, held))
     }
 
     /// Makes the directory; the files in it are readable by root alone.
@@ -396,6 +402,18 @@ mod tests {
         std::fs::write(&path, b"y").unwrap();
         let error = store.find(&recipe(), Some(14)).unwrap().unwrap().open().unwrap().verify().unwrap_err();
         assert!(format!("{error:#}").contains("is damaged"));
+    }
+
+    #[test]
+    fn who_does_not_get_a_lock_leaves_it_to_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let held = store.lock(&recipe(), |_| {}).unwrap();
+        let path = held.path.clone();
+        store.sweep(|_| Ok(())).unwrap();
+        assert!(path.exists(), "it is busy");
+        drop(held);
+        assert!(!path.exists(), "it goes with its holder's work");
     }
 
     #[test]
