@@ -7,6 +7,8 @@ PROGRAM = ganeti-instance-debootstrap
 OS_DIR = $(prefix)/share/ganeti/os/debootstrap
 SHARE_DIR = $(prefix)/share/$(PROGRAM)
 CONF_DIR = $(sysconfdir)/ganeti/instance-debootstrap
+# All of hooks/ that can be switched on.
+HOOKS = $(filter-out hooks/README,$(wildcard hooks/*))
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 all: build
@@ -26,7 +28,8 @@ install: build
 	install -d $(DESTDIR)$(CONF_DIR)/hooks $(DESTDIR)$(CONF_DIR)/variants
 	install -d $(DESTDIR)/var/cache/$(PROGRAM)
 	install -d $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples
-	cp -R hooks/. $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples/
+	install -m 0755 $(HOOKS) $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples/
+	install -m 0644 hooks/README $(DESTDIR)$(prefix)/share/doc/$(PROGRAM)/examples/
 	@# Straight onto a node: what a package's postinst would do. Nothing that is there is replaced.
 	if [ -z "$(DESTDIR)" ]; then \
 	  [ -e $(sysconfdir)/default/$(PROGRAM) ] || [ -e $(CONF_DIR)/config.toml ] || \
@@ -45,7 +48,8 @@ test:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
 	shellcheck tests/install-tools tests/demo tests/ganeti/cluster tests/upgrade/enter.sh \
-	  tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second debian/postinst debian/prerm debian/postrm hooks/motd
+	  tests/xen/init tests/xen/make-dom0 tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second \
+	  $(addprefix tests/upgrade/field/,beside kpartx read hooks/[0-9]* failing/*) debian/postinst debian/prerm debian/postrm $(HOOKS)
 	$(MAKE) deb
 	$(CARGO) test --locked --no-fail-fast -- --test-threads=1
 
@@ -54,10 +58,15 @@ test-ganeti: build
 	tests/install-tools test
 	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
 
-# Every way in which a node breaks, one after the other; about two minutes, no network but for a first bootstrap.
+# Every way in which a node breaks, one after the other, and runs that are killed: about ten minutes.
 test-faults: build
 	tests/install-tools test
-	$(CARGO) test --locked --test faults -- --ignored --test-threads=1
+	$(CARGO) test --locked --no-fail-fast --test faults --test kill -- --ignored --test-threads=1
+
+# Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.
+test-boot: build
+	tests/install-tools test
+	$(CARGO) test --locked --no-fail-fast --test boot --test examples --test xen -- --ignored --test-threads=1
 
 # The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
 deb:
@@ -69,4 +78,4 @@ deb:
 	rm -rf $(TARGET_DIR)/deb/source
 	ls $(TARGET_DIR)/deb/*.deb
 
-.PHONY: all build install demo test test-ganeti test-faults deb
+.PHONY: all build install demo test test-ganeti test-faults test-boot deb

@@ -92,6 +92,11 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(hooks)
 }
 
+/// Whether there is a hook to run.
+pub fn any(plan: &HookPlan) -> Result<bool> {
+    plan.dir.as_ref().map_or(Ok(false), |dir| Ok(!list(dir)?.is_empty()))
+}
+
 /// Runs all hooks; all run even after one fails, unless the plan says otherwise, then it is an error.
 pub fn run(
     plan: &HookPlan,

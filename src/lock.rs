@@ -22,6 +22,16 @@ pub fn try_exclusive(file: &File) -> Result<bool> {
     }
 }
 
+/// Takes the shared lock of an open file, in the place of an exclusive one of its own, if nobody else has the
+/// exclusive one.
+pub fn try_shared(file: &File) -> Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error).context("locking"),
+    }
+}
+
 /// Takes the exclusive lock, waiting up to `limit` (None: for ever); false when that is over. `waiting` is told
 /// once who has it.
 pub fn exclusive(file: &File, limit: Option<Duration>, mut waiting: impl FnMut(&str)) -> Result<bool> {

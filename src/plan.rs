@@ -4,15 +4,17 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::bootstrap::Recipe;
-use crate::disk::layout::{Layout, Role};
-use crate::disk::{Filesystem, Medium};
-use crate::guest::{Console, Personality, Resolver};
+use crate::bootstrap::{Kernel, Recipe};
+use crate::disk::layout::{Layout, Role, Wishes};
+use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
+use crate::guest::boot::Firmware;
+use crate::guest::{Access, Console, Personality, Resolver, network};
 use crate::report::{WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
-use crate::settings::{Compression, Settings};
+use crate::settings::{BootWish, Compression, Settings, SwapWish};
+use crate::suite;
 
 /// What is known of the disk before the plan is made.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,29 @@ pub struct HookPlan {
     pub namespace: bool,
 }
 
+/// What starts the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootPlan {
+    pub kernel: Kernel,
+    pub firmware: Firmware,
+    /// The admin asked for this, it is not only what the layout has: a tree that cannot is an error.
+    pub asked_for: bool,
+}
+
+/// Where swap is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SwapPlan {
+    None,
+    /// A whole device of its own.
+    Device(PathBuf),
+    /// A partition of the root disk.
+    Partition,
+    /// A file in the root filesystem.
+    File {
+        size_bytes: u64,
+    },
+}
+
 /// Everything that create will do.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -46,10 +71,12 @@ pub struct Plan {
     pub disk: DiskFacts,
     pub layout: Layout,
     pub filesystem: Filesystem,
+    /// The guest's kernel, where it may be older than the node's tools.
+    pub reader: Option<KernelVersion>,
+    pub boot: Option<BootPlan>,
     pub base: BasePlan,
     pub personality: Personality,
-    /// API 5: a device that becomes swap.
-    pub swap: Option<PathBuf>,
+    pub swap: SwapPlan,
     pub hooks: HookPlan,
     pub keep_failed: bool,
     pub reinstall: bool,
@@ -66,14 +93,105 @@ pub fn disk_path(address: &DiskAddress) -> Result<PathBuf> {
 }
 
 /// How a root tree is had with these settings.
-pub fn base_plan(context: &Context, settings: &Settings) -> BasePlan {
+pub fn base_plan(context: &Context, settings: &Settings, kernel: Option<Kernel>) -> BasePlan {
     BasePlan {
-        recipe: Recipe::of(settings),
+        recipe: Recipe::of(settings, kernel),
         cache_dir: context.places.cache_dir.clone(),
         generate_cache: settings.generate_cache,
         compression: settings.cache_compression,
         clean_days: settings.clean_cache_days,
     }
+}
+
+/// What starts an instance with these settings under this hypervisor; `device_types` are those of its disks and NICs.
+pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String]) -> Result<Option<BootPlan>> {
+    let style = settings.partition_style;
+    // These start no kernel of the guest's.
+    let containers = ["lxc", "chroot", "fake", ""].contains(&hypervisor);
+    let wish = settings.boot;
+    if wish == BootWish::No || (wish == BootWish::Auto && (containers || style == PartitionStyle::None)) {
+        return Ok(None);
+    }
+    let refuse = |why: String| {
+        let refusal =
+            anyhow::anyhow!("boot is \"{}\"{}, but {why}", settings.text("boot"), settings.set_in("boot"));
+        Err(refusal)
+            .hint("set boot = \"no\" and let the hypervisor start its own kernel, or a hook install a loader")
+    };
+    if settings.arch != "amd64" {
+        return refuse(format!("a loader is known for amd64 only, not for {}", settings.arch));
+    }
+    let mirror = settings.mirror.first().map_or("", String::as_str);
+    if ["file:", "copy:", "ssh:"].iter().any(|scheme| mirror.starts_with(scheme)) {
+        return refuse(format!("kernel and GRUB come by the guest's own apt, which cannot reach {mirror}"));
+    }
+    let firmware = match (wish, style) {
+        (_, PartitionStyle::None) => return refuse("partition_style none has no room for a loader".into()),
+        (BootWish::Uefi, PartitionStyle::Msdos) => {
+            return refuse("UEFI wants partition_style gpt, not msdos".into());
+        }
+        (BootWish::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
+        (BootWish::Uefi, _) => Firmware { bios: false, uefi: true },
+        (_, PartitionStyle::Gpt) => Firmware { bios: true, uefi: true },
+    };
+    // PV-GRUB2 unpacks gzip, xz and lzo: bookworm's generic kernel, no cloud kernel, and none of trixie's (zstd), which
+    // wants pygrub. Emulated devices have their drivers in the generic one.
+    let paravirtual = hypervisor != "xen-pvm" && device_types.iter().all(|kind| kind == "paravirtual");
+    let kernel = if paravirtual { Kernel::Cloud } else { Kernel::Generic };
+    Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootWish::Auto }))
+}
+
+/// Refuses settings that cannot work whatever the instance is: `verify` knows none.
+pub fn refuse_impossible(settings: &Settings) -> Result<()> {
+    if matches!(settings.boot, BootWish::Bios | BootWish::Uefi) {
+        boot_plan(settings, "kvm", &[])?;
+    }
+    if let SwapWish::Size(_) = settings.swap {
+        refuse_swap_on_btrfs(settings)?;
+    }
+    Ok(())
+}
+
+/// A swap file wants a filesystem that does not copy on write; with a table swap is a partition.
+fn refuse_swap_on_btrfs(settings: &Settings) -> Result<()> {
+    if settings.partition_style == PartitionStyle::None && settings.filesystem == Filesystem::Btrfs {
+        return Err(anyhow::anyhow!("a swap file cannot lie on btrfs{}", settings.set_in("swap")))
+            .hint("set partition_style to gpt, or swap to a disk of its own (disk1)");
+    }
+    Ok(())
+}
+
+/// Where swap comes.
+fn swap_plan(instance: &Instance, settings: &Settings) -> Result<SwapPlan> {
+    if let Some(device) = &instance.swap {
+        return Ok(SwapPlan::Device(device.clone()));
+    }
+    let is_swap = |disk: &crate::request::Disk| disk.name.as_deref() == Some("swap");
+    let index = match settings.swap {
+        SwapWish::No => return Ok(SwapPlan::None),
+        SwapWish::Size(_) if settings.partition_style != PartitionStyle::None => {
+            return Ok(SwapPlan::Partition);
+        }
+        SwapWish::Size(size_bytes) => {
+            refuse_swap_on_btrfs(settings)?;
+            return Ok(SwapPlan::File { size_bytes });
+        }
+        SwapWish::Disk(index) => index,
+        SwapWish::Auto => match instance.disks.iter().skip(1).position(is_swap) {
+            Some(position) => position + 1,
+            None => return Ok(SwapPlan::None),
+        },
+    };
+    let Some(disk) = instance.disks.get(index) else {
+        let have = instance.disks.len();
+        return Err(anyhow::anyhow!(
+            "swap is \"disk{index}\"{}, but the instance has {have} disks",
+            settings.set_in("swap")
+        ))
+        .hint("give it the disk (--disk 1:size=...), or set swap to a size or \"no\"");
+    };
+    ensure!(!disk.read_only, "disk {index}, {}, is to be swap but is read-only", disk.address.display());
+    disk_path(&disk.address).map(SwapPlan::Device)
 }
 
 impl Plan {
@@ -83,17 +201,24 @@ impl Plan {
         if root_disk.read_only {
             bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
         }
-        let layout = Layout::new(
-            settings.partition_style,
-            disk.size_bytes,
-            settings.partition_alignment_sectors,
-        )
-        .with_context(|| format!("dividing {}", root_disk.address.display()))
-        .hint(format!(
-            "partition_style is {}{}; give the instance another disk size, or set it to another style",
-            settings.partition_style,
-            settings.set_in("partition_style")
-        ))?;
+        let boot = boot_plan(settings, &instance.hypervisor, &instance.device_types)?;
+        let swap = swap_plan(instance, settings)?;
+        let wishes = Wishes {
+            alignment_sectors: settings.partition_alignment_sectors,
+            loader: boot.is_some(),
+            uefi: boot.is_some_and(|boot| boot.firmware.uefi),
+            swap_bytes: match (&swap, settings.swap) {
+                (SwapPlan::Partition, SwapWish::Size(bytes)) => Some(bytes),
+                _ => None,
+            },
+        };
+        let layout = Layout::new(settings.partition_style, disk.size_bytes, wishes)
+            .with_context(|| format!("dividing {}", root_disk.address.display()))
+            .hint(format!(
+                "partition_style is {}{}; give the instance another disk size, or set it to another style",
+                settings.partition_style,
+                settings.set_in("partition_style")
+            ))?;
         let personality = Personality {
             name: instance.name.clone(),
             filesystem: settings.filesystem,
@@ -102,15 +227,31 @@ impl Plan {
                 search: instance.name.domain().map(str::to_owned),
             },
             console: Console::of(instance),
+            style: settings.partition_style,
+            boots: boot.is_some(),
+            network: match instance.nics_are_known {
+                true => network::decide(&instance.nics, settings.network, &instance.hypervisor),
+                false => network::any_nic(settings.network),
+            }
+                .context("setting up the guest's network")
+                .hint(format!(
+                    "network is {}{}; correct the NIC (gnt-instance modify --net), or set network to dhcp or manual",
+                    settings.network,
+                    settings.set_in("network")
+                ))?,
+            access: Access { keys: settings.ssh_keys.clone(), password: settings.password_hash.clone() },
+            timezone: settings.timezone.clone(),
         };
         Ok(Plan {
             disk_path: disk_path(&root_disk.address)?,
             disk,
             layout,
             filesystem: settings.filesystem,
-            base: base_plan(context, settings),
+            reader: suite::kernel(&settings.suite),
+            boot,
+            base: base_plan(context, settings, boot.map(|boot| boot.kernel)),
             personality,
-            swap: instance.swap.clone(),
+            swap,
             hooks: HookPlan {
                 dir: settings.customize_dir.clone(),
                 fail_fast: settings.hooks_fail_fast,
@@ -137,6 +278,7 @@ impl fmt::Display for Plan {
                 Role::Root => "root",
                 Role::BiosBoot => "BIOS boot",
                 Role::Esp => "EFI system",
+                Role::Swap => "swap",
             };
             let (start, bytes) = (partition.start_sector, size(partition.size_bytes()));
             writeln!(f, "            {:2} {role:10} from sector {start:7}, {bytes}", partition.number)?;
@@ -156,12 +298,45 @@ impl fmt::Display for Plan {
             Some(console) => writeln!(f, "console     {} at {}", console.port, console.speed)?,
             None => writeln!(f, "console     none on a serial line")?,
         }
-        if let Some(swap) = &self.swap {
-            writeln!(f, "swap        {}", swap.display())?;
+        self.write_guest(f)?;
+        match &self.boot {
+            Some(BootPlan { kernel, firmware, .. }) => {
+                let firmware = match firmware {
+                    Firmware { bios: true, uefi: true } => "BIOS and UEFI",
+                    Firmware { bios: true, uefi: false } => "BIOS",
+                    Firmware { .. } => "UEFI",
+                };
+                writeln!(f, "boot        {firmware}, the {} kernel", kernel.name())?;
+            }
+            None => writeln!(f, "boot        not by itself")?,
+        }
+        match &self.swap {
+            SwapPlan::None => {}
+            SwapPlan::Device(path) => writeln!(f, "swap        {}", path.display())?,
+            SwapPlan::Partition => writeln!(f, "swap        partition 2")?,
+            SwapPlan::File { size_bytes } => writeln!(f, "swap        /swapfile, {}", size(*size_bytes))?,
         }
         match &self.hooks.dir {
             Some(dir) => writeln!(f, "hooks       {}", dir.display()),
             None => writeln!(f, "hooks       none"),
+        }
+    }
+}
+
+impl Plan {
+    fn write_guest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Personality { network, access, timezone, .. } = &self.personality;
+        writeln!(f, "network     {}", network.mode)?;
+        for interface in &network.interfaces {
+            writeln!(f, "            {interface}")?;
+        }
+        for warning in &network.warnings {
+            writeln!(f, "            warning: {warning}")?;
+        }
+        writeln!(f, "access      {access}")?;
+        match timezone {
+            Some(zone) => writeln!(f, "timezone    {zone}"),
+            None => Ok(()),
         }
     }
 }

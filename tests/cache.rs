@@ -18,6 +18,80 @@ fn default_mirror() -> String {
     value.trim_matches('"').to_owned()
 }
 
+/// A site's own archive with one package, `site-tools`, signed by a key of its own.
+const SITE_ARCHIVE: &str = r#"set -e
+export GNUPGHOME="$PWD/gnupg"
+mkdir -m 700 gnupg
+mkdir -p root/DEBIAN root/usr/share/site archive
+printf 'Package: site-tools\nVersion: 1\nArchitecture: all\nMaintainer: A Test <test@example.com>\nDescription: ours\n' \
+  > root/DEBIAN/control
+echo ours > root/usr/share/site/tools
+dpkg-deb --build root archive/site-tools.deb >/dev/null
+cd archive
+size () { stat -c %s "$1"; }
+sum () { sha256sum < "$1" | cut -c -64; }
+{ cat ../root/DEBIAN/control; printf 'Filename: ./site-tools.deb\nSize: %s\nSHA256: %s\n' \
+  "$(size site-tools.deb)" "$(sum site-tools.deb)"; } > Packages
+printf 'Origin: site\nSuite: site\nDate: %s\nSHA256:\n %s %s Packages\n' \
+  "$(LC_ALL=C date -Ru)" "$(sum Packages)" "$(size Packages)" > Release
+gpg --quiet --batch --passphrase '' --quick-gen-key site@example.com ed25519 sign never
+gpg --quiet --armor --export > ../site.asc
+gpg --quiet --clearsign --output InRelease Release
+gpgconf --kill all
+"#;
+
+/// Serves the files of a directory on this machine until the tests end; the port.
+fn serve(dir: std::path::PathBuf) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let dir = dir.clone();
+            std::thread::spawn(move || answer(stream, &dir));
+        }
+    });
+    port
+}
+
+/// Requests of one connection, one after the other.
+fn answer(mut stream: std::net::TcpStream, dir: &std::path::Path) {
+    use std::io::{BufRead, BufReader, Write};
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let name = head.split(' ').nth(1).unwrap_or_default().trim_start_matches(['/', '.']);
+        let found = fs::read(dir.join(name.trim_start_matches("./")));
+        let status = if found.is_ok() { "200 OK" } else { "404 Not Found" };
+        let body = found.unwrap_or_default();
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_err() {
+            return;
+        }
+    }
+}
+
+/// apt_dir for a node: the archive's source, and the key that signs it.
+fn apt_dir(node: &Node) -> std::path::PathBuf {
+    let dir = node.path().join("site");
+    fs::create_dir(&dir).unwrap();
+    let made =
+        std::process::Command::new("sh").args(["-c", SITE_ARCHIVE]).current_dir(&dir).output().unwrap();
+    assert!(made.status.success(), "{}", log_of(&made));
+    let apt = node.path().join("apt");
+    fs::create_dir(&apt).unwrap();
+    fs::rename(dir.join("site.asc"), apt.join("site.asc")).unwrap();
+    let port = serve(dir.join("archive"));
+    let source = format!("deb [signed-by=/etc/apt/keyrings/site.asc] http://127.0.0.1:{port}/ ./\n");
+    fs::write(apt.join("site.list"), source).unwrap();
+    fs::write(apt.join("README"), "not for the guest").unwrap();
+    apt
+}
+
 fn files(node: &Node, ending: &str) -> Vec<std::path::PathBuf> {
     let mut paths: Vec<_> = fs::read_dir(node.cache()).unwrap().flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.to_string_lossy().ends_with(ending));
@@ -159,7 +233,7 @@ fn two_creates_at_once_bootstrap_once_and_refresh_makes_it_anew() {
     let bootstraps = logs.iter().filter(|log| log.contains("I: Retrieving InRelease")).count();
     assert_eq!(bootstraps, 1, "{logs:?}");
     let waited = logs.iter().find(|log| log.contains("waiting for process"));
-    assert!(waited.is_some_and(|log| log.contains("which bootstraps the same tree")), "{logs:?}");
+    assert!(waited.is_some_and(|log| log.contains("which makes a tree for the cache")), "{logs:?}");
     for disk in &disks {
         let root = Mounted::at(disk, root_offset(disk));
         assert_eq!(root.read("etc/hostname"), "lg1.example.com\n");
@@ -187,8 +261,10 @@ second_stage_install () {{
     node.variant(
         "small.toml",
         &format!(
-            "suite = \"stable\"\nmirror = \"{mirror} {}\"\ncache_compression = \"gzip\"\nextra_pkgs = [\"hello\", \"cron\"]\n",
-            script.display()
+            "suite = \"stable\"\nboot = \"no\"\nmirror = \"{mirror} {}\"\ncache_compression = \"gzip\"\n\
+             extra_pkgs = [\"hello\", \"cron\", \"site-tools\"]\napt_dir = \"{}\"\n",
+            script.display(),
+            apt_dir(&node).display()
         ),
     );
     let refresh = node.command(&["cache", "refresh"]).output().unwrap();
@@ -211,6 +287,10 @@ second_stage_install () {{
     assert!(log.contains(".tar.gz, made"), "it is used: {log}");
     let root = Mounted::at(&disks[0], root_offset(&disks[0]));
     assert!(root.path().join("usr/bin/hello").exists());
+    assert_eq!(root.read("usr/share/site/tools"), "ours\n", "from the variant's own archive");
+    assert!(root.read("etc/apt/sources.list.d/site.list").contains("signed-by"));
+    assert!(root.read("etc/apt/keyrings/site.asc").contains("PUBLIC KEY"));
+    assert!(!root.path().join("etc/apt/sources.list.d/README").exists());
     assert!(root.read("etc/apt/sources.list").contains(" trixie-security "), "and its guests stay with it");
     assert!(root.read("root/policy").contains("exit 101"), "no service starts while packages install");
     assert!(!root.path().join("usr/sbin/policy-rc.d").exists());

@@ -174,7 +174,7 @@ hint: `cache prune` removes what has expired; or make room there"),
         let read_only = read_only(&node.cache());
         create(node).hold(read_only)
     }, "
-error: opening NODE/cache/base-trixie-*.lock
+error: making a file in NODE/cache
   Read-only file system (os error 30)
 hint: NODE/cache must be writable, or set generate_cache to false"),
     row("a tree in a cache that cannot be written", Installed, |node| {

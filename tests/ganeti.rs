@@ -19,7 +19,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -51,6 +53,7 @@ const STORY: &[(&str, Step)] = &[
     ("a bad value is refused before anything is created", a_bad_value_is_refused),
     ("an unknown parameter is refused", an_unknown_parameter_is_refused),
     ("a failing hook fails add and is named to the admin", a_failing_hook_is_named),
+    ("a KVM instance starts from its disk to a login on its serial console", a_kvm_instance_starts),
     ("after gnt-instance remove nothing is left", removed_instances_leave_nothing),
 ];
 
@@ -192,9 +195,68 @@ fn a_failing_hook_is_named(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Its own loader, kernel and console: Ganeti names no kernel.
+fn a_kvm_instance_starts(node: &Node) -> Result<()> {
+    node.succeeds(&add("inst5", "-H kvm -t file -s 3G -B minmem=512,maxmem=512,vcpus=2"))?;
+    node.succeeds("gnt-instance start inst5.example.com")?;
+    let mut console = Console::of(node, "inst5")?;
+    console.wait_for(" login: ")?;
+    console.send("root")?;
+    console.wait_for("# ")?;
+    console.send("systemctl is-system-running --wait; hostname; echo rc''=$?")?;
+    let said = console.wait_for("rc=0")?;
+    ensure!(said.contains("running\ninst5.example.com"), "it said {said:?}");
+    node.succeeds("gnt-instance shutdown --timeout=0 inst5.example.com").map(drop)
+}
+
+/// The serial console of a KVM instance, as `gnt-instance console` shows it.
+struct Console {
+    line: UnixStream,
+    heard: String,
+}
+
+impl Console {
+    fn of(node: &Node, name: &str) -> Result<Console> {
+        // By the node's root: the path from here is longer than a socket's address may be.
+        let ctrl = format!("/proc/{}/root/run/ganeti/kvm-hypervisor/ctrl", node.pid()?);
+        let line = UnixStream::connect(format!("{ctrl}/{name}.example.com.serial"))
+            .context("opening the console")?;
+        line.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Console { line, heard: String::new() })
+    }
+
+    fn send(&mut self, text: &str) -> Result<()> {
+        Ok(self.line.write_all(format!("{text}\n").as_bytes())?)
+    }
+
+    /// Reads up to `text`; what came before it.
+    fn wait_for(&mut self, text: &str) -> Result<String> {
+        let start = Instant::now();
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(at) = self.heard.find(text) {
+                let rest = self.heard.split_off(at + text.len());
+                return Ok(std::mem::replace(&mut self.heard, rest));
+            }
+            ensure!(
+                start.elapsed() < Duration::from_secs(300),
+                "{text:?} does not come; the console said {:?}",
+                self.heard
+            );
+            match self.line.read(&mut bytes) {
+                Ok(0) => bail!("the console closed; it said {:?}", self.heard),
+                Ok(count) => self.heard += &String::from_utf8_lossy(&bytes[..count]).replace('\r', ""),
+                // A prompt that was written before we listened comes again.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.send("")?,
+                Err(error) => return Err(error).context("reading the console"),
+            }
+        }
+    }
+}
+
 fn removed_instances_leave_nothing(node: &Node) -> Result<()> {
     node.remember_disks()?;
-    for name in ["inst1", "inst2", "inst4"] {
+    for name in ["inst1", "inst2", "inst4", "inst5"] {
         node.succeeds(&format!("gnt-instance remove -f {name}.example.com"))?;
         node.knows_nothing_of(name)?;
     }
@@ -274,13 +336,23 @@ impl Node {
         if let Some(ready) = setting("CACHE") {
             return copy(&Path::new(&ready).join("."), &cache);
         }
-        let mut build = Command::new(self.path(PROGRAM));
-        build
-            .args(["cache", "build", "default"])
-            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", self.path(SETTINGS))
-            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", self.path("etc/default/ganeti-instance-debootstrap"))
-            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &cache);
-        run(build).map(drop)
+        // One for KVM, and one without a kernel for the hypervisor that starts none.
+        let config = self.path(SETTINGS).join("config.toml");
+        let text = fs::read_to_string(&config)?;
+        for boot in ["", "boot = \"no\"\n"] {
+            fs::write(&config, format!("{boot}{text}"))?;
+            let mut build = Command::new(self.path(PROGRAM));
+            build
+                .args(["cache", "build", "default"])
+                .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", self.path(SETTINGS))
+                .env(
+                    "GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS",
+                    self.path("etc/default/ganeti-instance-debootstrap"),
+                )
+                .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &cache);
+            run(build)?;
+        }
+        Ok(fs::write(&config, text)?)
     }
 
     /// Where a path of the node lies on this machine.

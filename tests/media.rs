@@ -23,9 +23,15 @@ const PERSONAL: &[&str] = &[
     "./etc/shadow",
     "./etc/network",
     "./etc/network/interfaces",
+    "./etc/network/interfaces.d",
+    "./etc/network/interfaces.d/ganeti",
+    "./etc/systemd/network",
+    "./etc/systemd/network/10-ganeti-nic0.link",
     "./etc/systemd/system",
     "./etc/systemd/system/getty.target.wants",
     "./var/lib/dbus",
+    "./var/lib/systemd",
+    "./var/lib/systemd/random-seed",
     "./lost+found",
 ];
 
@@ -223,6 +229,37 @@ fn a_disk_that_is_mounted_in_another_namespace_is_refused() {
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("is in use"), "{log}");
     assert!(log.lines().last().unwrap().starts_with("hint: "), "{log}");
+}
+
+/// The node's tools make features by default that the tools, the kernel and the loader of an older release cannot read.
+#[test]
+fn an_older_release_gets_a_filesystem_that_it_can_read() {
+    let node = Node::new();
+    let arch = tool("dpkg", &["--print-architecture"]);
+    let tree = cached_tar(&node);
+    fs::hard_link(&tree, node.cache().join(format!("cache-bullseye-{}.tar", arch.trim()))).unwrap();
+    for (filesystem, unwanted) in
+        [("ext4", "metadata_csum_seed orphan_file"), ("xfs", "bigtime=1 inobtcount=1 nrext64=1")]
+    {
+        let disk = node.disk(filesystem, GIB);
+        let mut env = node.recorded("create", &disk);
+        for (name, value) in [("SUITE", "bullseye"), ("FILESYSTEM", filesystem), ("PARTITION_STYLE", "none")]
+        {
+            env.insert(format!("OSP_{name}"), value.into());
+        }
+        node.create(&env);
+        let features = match filesystem {
+            "ext4" => tool("dumpe2fs", &["-h", disk.to_str().unwrap()]),
+            _ => tool("xfs_info", &[disk.to_str().unwrap()]),
+        };
+        assert!(features.contains("bigtime=0") || features.contains("metadata_csum"), "{features}");
+        for feature in unwanted.split(' ') {
+            assert!(
+                !features.split_whitespace().any(|word| word.trim_end_matches(',') == feature),
+                "{features}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -220,6 +220,22 @@ fn verify_answers_for_parameters_and_variants() {
     assert!(answer.contains("may be set in the node's own files only"), "{answer}");
     assert!(answer.contains("proxy is \"http://proxy.example.org:1;id\""), "{answer}");
     assert!(answer.contains("dns is \"resolver\"; expected IP addresses"), "both at once: {answer}");
+    // Values that are right alone, and cannot work together.
+    for (settings, refusal) in [
+        (&[("BOOT", "uefi"), ("PARTITION_STYLE", "msdos")][..], "UEFI wants partition_style gpt, not msdos"),
+        (&[("BOOT", "bios"), ("PARTITION_STYLE", "none")], "partition_style none has no room for a loader"),
+        (&[("BOOT", "bios"), ("ARCH", "arm64")], "a loader is known for amd64 only, not for arm64"),
+        (
+            &[("SWAP", "1G"), ("PARTITION_STYLE", "none"), ("FILESYSTEM", "btrfs")],
+            "a swap file cannot lie on btrfs (from the OS parameter swap)",
+        ),
+    ] {
+        let mut env = recorded("verify");
+        env.extend(settings.iter().map(|(name, value)| (format!("OSP_{name}"), (*value).to_owned())));
+        let output = node.verb("verify", &env).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{settings:?}");
+        assert!(log_of(&output).contains(refusal), "{}", log_of(&output));
+    }
 }
 
 #[test]

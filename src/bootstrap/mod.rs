@@ -1,5 +1,6 @@
 //! How a root tree is made: debootstrap, then updates and security, then a scrub. It knows neither cache nor disk.
 
+mod boot;
 mod sources;
 
 use std::collections::BTreeMap;
@@ -7,11 +8,14 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+pub use boot::Kernel;
 
 use crate::guest::identity;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::settings::Settings;
+use crate::settings::{AptFile, Settings};
 use crate::signals;
 use crate::tool::Tool;
 
@@ -29,6 +33,10 @@ pub struct Recipe {
     pub mirror: Vec<String>,
     pub components: Vec<String>,
     pub extra_pkgs: Vec<String>,
+    /// More sources, and keys, for the guest's apt.
+    pub apt_files: Vec<AptFile>,
+    /// The tree boots, with this kernel.
+    pub boot: Option<Kernel>,
     /// How it is fetched: shapes nothing.
     pub proxy: Option<String>,
     /// What the shell settings exported; debootstrap sees it, as it always did.
@@ -46,7 +54,7 @@ pub struct Made {
 
 impl Recipe {
     /// The recipe that the settings describe.
-    pub fn of(settings: &Settings) -> Recipe {
+    pub fn of(settings: &Settings, boot: Option<Kernel>) -> Recipe {
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort();
@@ -60,6 +68,8 @@ impl Recipe {
             // The order of components is that of the admin's preference; of packages it means nothing.
             components: settings.components.clone(),
             extra_pkgs: sorted(&settings.extra_pkgs),
+            apt_files: settings.apt_files.clone(),
+            boot,
             proxy: settings.proxy.clone(),
             exports: settings.layers.exports.clone(),
         }
@@ -67,14 +77,24 @@ impl Recipe {
 
     /// One line per fact that shapes the tree: the same lines, the same tree (of its day).
     pub fn shape(&self) -> String {
-        format!(
-            "bootstrapper debootstrap\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot no\n",
+        let mut shape = format!(
+            "bootstrapper debootstrap\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot {}\n",
             self.suite,
             self.arch,
             self.mirror.join(" "),
             self.components.join(","),
-            self.extra_pkgs.join(",")
-        )
+            self.extra_pkgs.join(","),
+            self.boot.map_or("no", Kernel::name)
+        );
+        for file in &self.apt_files {
+            shape += &format!("file {} sha256:{:x}\n", file.path, Sha256::digest(&file.content));
+        }
+        shape
+    }
+
+    /// Packages that debootstrap itself installs: it knows its one mirror only.
+    fn included(&self) -> &[String] {
+        if self.apt_files.is_empty() { &self.extra_pkgs } else { &[] }
     }
 
     /// Environment for the programs that fetch and install.
@@ -92,13 +112,20 @@ impl Recipe {
     }
 }
 
-/// Makes the tree in an empty directory, which is the root of a filesystem of its own.
-pub fn make(recipe: &Recipe, target: &Path) -> Result<Made> {
+/// Makes the tree in an empty directory, which is the root of the filesystem on `device`.
+pub fn make(recipe: &Recipe, target: &Path, device: &Path) -> Result<Made> {
     let root = RootDir::open(target)?;
     let what = format!("bootstrapping {} {} with debootstrap", recipe.suite, recipe.arch);
     report::long_step(&what, || debootstrap(recipe, &root, target))?;
     let codename = codename(&root)?.unwrap_or_else(|| recipe.suite.clone());
     report::long_step("adding updates", || sources::complete(recipe, &root, target, &codename))?;
+    if !recipe.apt_files.is_empty() {
+        report::long_step("adding the site's own apt sources", || sources::add_own(recipe, &root, target))?;
+    }
+    if let Some(kernel) = recipe.boot {
+        let what = format!("adding the {} kernel and GRUB", kernel.name());
+        report::long_step(&what, || boot::install(recipe, kernel, &root, target, device))?;
+    }
     report::step("scrubbing the tree", || scrub(&root))?;
     Ok(Made { codename, packages: packages(&root)? })
 }
@@ -113,7 +140,7 @@ fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
     let env = recipe.env();
     let result = Tool::new("debootstrap")
         .args(["--arch", recipe.arch.as_str()])
-        .args(list("include", &recipe.extra_pkgs))
+        .args(list("include", recipe.included()))
         .args(list("components", &recipe.components))
         .arg(recipe.suite.as_str())
         .arg(target)

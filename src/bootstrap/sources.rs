@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Recipe;
-use crate::report;
+use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::tool::Tool;
 
@@ -67,6 +67,23 @@ pub fn complete(recipe: &Recipe, root: &RootDir, target: &Path, codename: &str) 
     let text: String = sources.iter().map(Source::line).collect();
     root.write(SOURCES, text.as_bytes(), 0o644)?;
     apt(recipe, target, &["-y", "dist-upgrade"]).context("bringing the tree up to date")
+}
+
+/// Adds the site's own sources and keys, and installs from them what is wanted besides.
+pub fn add_own(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
+    for file in &recipe.apt_files {
+        let dir = file.path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        root.create_dir_all(dir, 0o755)?;
+        root.write(&file.path, &file.content, 0o644)?;
+    }
+    let hint = "check the sources and keys in apt_dir";
+    apt(recipe, target, &["-o", "APT::Update::Error-Mode=any", "update"]).hint(hint)?;
+    if recipe.extra_pkgs.is_empty() {
+        return Ok(());
+    }
+    let mut install = vec!["-y", "--no-install-recommends", "install"];
+    install.extend(recipe.extra_pkgs.iter().map(String::as_str));
+    apt(recipe, target, &install).hint("check extra_pkgs, and the sources in apt_dir")
 }
 
 /// A suite that is always current, or a part of another, has none.

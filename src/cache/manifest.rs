@@ -30,6 +30,9 @@ pub struct Manifest {
     pub extra_pkgs: Vec<String>,
     #[serde(default)]
     pub bootstrapper: String,
+    /// The kernel of a tree that boots; empty for one that does not.
+    #[serde(default)]
+    pub boot: String,
     /// RFC 3339, UTC.
     pub made: String,
     /// Version of the program that made it.
@@ -61,6 +64,7 @@ impl Manifest {
             components: Vec::new(),
             extra_pkgs: Vec::new(),
             bootstrapper: "by hand".into(),
+            boot: String::new(),
             made: humantime::format_rfc3339_seconds(made).to_string(),
             program: crate::VERSION.into(),
             digest: String::new(),

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bootstrap::Recipe;
 use crate::lock;
-use crate::report::{self, WithHint};
+use crate::report;
 
 pub use base_tar::{BaseTar, digest_of};
 pub use manifest::Manifest;
@@ -87,29 +87,11 @@ pub struct Store {
     pub dir: PathBuf,
 }
 
-/// The exclusive right to make one key's base; ends with the process, however it ends.
+/// The exclusive right to change what is in the cache: the lock of its directory, which leaves no file behind. Ends
+/// with the process, however it ends.
 #[derive(Debug)]
-pub struct KeyLock {
-    path: PathBuf,
-    // Closed after the name is gone: whoever waited for it then looks for a new one.
-    held: File,
-}
-
-impl KeyLock {
-    /// Whether the file that is locked is still the one of that name.
-    fn is_named(&self) -> bool {
-        let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        let held = self.held.metadata().map(inode).ok();
-        held.is_some() && held == std::fs::metadata(&self.path).map(inode).ok()
-    }
-}
-
-impl Drop for KeyLock {
-    fn drop(&mut self) {
-        if self.is_named() {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+pub struct StoreLock {
+    _dir: File,
 }
 
 /// `base-trixie-amd64-0123456789abcdef`
@@ -133,6 +115,11 @@ impl Store {
         Ok(candidates.into_iter().flatten().find(|entry| !entry.expired(clean_days)))
     }
 
+    /// Whether one of ours is there for a recipe, expired or not.
+    pub fn has(&self, recipe: &Recipe) -> Result<bool> {
+        Ok(self.entry(&format!("{}.toml", stem(recipe)))?.is_some())
+    }
+
     /// Every cache file, by name.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
@@ -144,7 +131,8 @@ impl Store {
         Ok(entries)
     }
 
-    /// Files of ours that belong to no entry: publications cut short, and files that were replaced.
+    /// Files of ours that belong to no entry: publications cut short, and files that were replaced. Call with the lock
+    /// held: what is being published looks like one.
     pub fn orphans(&self) -> Result<Vec<PathBuf>> {
         let entries = self.entries()?;
         let sealed_without_file = |name: &String| {
@@ -159,63 +147,17 @@ impl Store {
                 entry.name() == *name
                     || Some(name.as_str()) == manifest_path(&entry.path).file_name().and_then(|n| n.to_str())
             });
-            used || !name.starts_with("base-") || name.ends_with(".lock")
+            used || !name.starts_with("base-")
         };
         Ok(self.names()?.into_iter().filter(|name| !known(name)).map(|name| self.dir.join(name)).collect())
     }
 
-    /// Hands orphans, and with them locks that somebody left, to `remove`; those of a key that is just being made
-    /// are spared.
-    pub fn sweep(&self, mut remove: impl FnMut(&Path) -> Result<()>) -> Result<()> {
-        let stem_of = |path: &Path| file_name(path).split('.').next().unwrap_or_default().to_owned();
-        let locks =
-            self.names()?.into_iter().filter(|name| name.starts_with("base-") && name.ends_with(".lock"));
-        let mut stems: Vec<String> = self.orphans()?.iter().map(|path| stem_of(path)).collect();
-        stems.extend(locks.map(|name| stem_of(Path::new(&name))));
-        stems.sort();
-        stems.dedup();
-        for stem in stems {
-            let (path, file) = self.open_lock(&stem)?;
-            if !lock::try_exclusive(&file)? {
-                continue;
-            }
-            let lock = KeyLock { path, held: file };
-            if !lock.is_named() {
-                continue;
-            }
-            // With the lock held nothing of this key is published meanwhile: what is an orphan now is one.
-            for orphan in self.orphans()?.iter().filter(|path| stem_of(path) == stem) {
-                remove(orphan)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the right to make a recipe's base; says for whom it waits.
-    pub fn lock(&self, recipe: &Recipe, mut waiting: impl FnMut(&str)) -> Result<KeyLock> {
-        self.make_dir()?;
-        loop {
-            let (path, file) = self.open_lock(&stem(recipe))?;
-            lock::exclusive(&file, None, &mut waiting)?;
-            // Only now it is ours: who stops waiting must not remove the holder's file.
-            let lock = KeyLock { path, held: file };
-            // Its former holder may have removed the file that we waited for.
-            if lock.is_named() {
-                return Ok(lock);
-            }
-        }
-    }
-
-    fn open_lock(&self, stem: &str) -> Result<(PathBuf, File)> {
-        let path = self.dir.join(format!("{stem}.lock"));
-        let held = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))
-            .hint(format!("{} must be writable, or set generate_cache to false", self.dir.display()))?;
-        Ok((path, held))
+    /// Waits for the right to change what is in the cache; says for whom it waits. The directory must exist.
+    pub fn lock(&self, mut waiting: impl FnMut(&str)) -> Result<StoreLock> {
+        let shown = self.dir.display();
+        let dir = File::open(&self.dir).with_context(|| format!("opening {shown}"))?;
+        lock::exclusive(&dir, None, &mut waiting).with_context(|| format!("locking {shown}"))?;
+        Ok(StoreLock { _dir: dir })
     }
 
     /// Makes the directory; the files in it are readable by root alone.
@@ -345,6 +287,8 @@ fn foreign_names(name: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bootstrap::Kernel;
+    use crate::settings::AptFile;
     use std::collections::BTreeMap;
 
     fn recipe() -> Recipe {
@@ -354,6 +298,8 @@ mod tests {
             mirror: vec![],
             components: vec![],
             extra_pkgs: vec![],
+            apt_files: vec![],
+            boot: None,
             proxy: None,
             exports: BTreeMap::new(),
         }
@@ -368,6 +314,12 @@ mod tests {
             Recipe { mirror: vec!["http://mirror.example.org/debian".into()], ..recipe() },
             Recipe { components: vec!["main".into()], ..recipe() },
             Recipe { extra_pkgs: vec!["vim".into()], ..recipe() },
+            Recipe {
+                apt_files: vec![AptFile { path: "etc/apt/sources.list.d/x.list".into(), content: vec![] }],
+                ..recipe()
+            },
+            Recipe { boot: Some(Kernel::Cloud), ..recipe() },
+            Recipe { boot: Some(Kernel::Generic), ..recipe() },
         ]
         .map(|recipe| stem(&recipe));
         let mut unique = stems.to_vec();
@@ -405,15 +357,14 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_get_a_lock_leaves_it_to_its_holder() {
+    fn a_lock_goes_with_its_holder_and_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        let held = store.lock(&recipe(), |_| {}).unwrap();
-        let path = held.path.clone();
-        store.sweep(|_| Ok(())).unwrap();
-        assert!(path.exists(), "it is busy");
+        let held = store.lock(|_| {}).unwrap();
+        assert!(!lock::try_exclusive(&File::open(dir.path()).unwrap()).unwrap(), "it is busy");
         drop(held);
-        assert!(!path.exists(), "it goes with its holder's work");
+        assert!(lock::try_exclusive(&File::open(dir.path()).unwrap()).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

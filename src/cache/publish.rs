@@ -11,8 +11,8 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::manifest::now;
-use super::{BaseTar, Manifest, Store, stem};
-use crate::bootstrap::{Made, Recipe};
+use super::{BaseTar, Manifest, Store, StoreLock, stem};
+use crate::bootstrap::{Kernel, Made, Recipe};
 use crate::nameless::{give_name, nameless};
 use crate::report;
 use crate::settings::Compression;
@@ -94,6 +94,7 @@ impl NewBase {
             components: recipe.components.clone(),
             extra_pkgs: recipe.extra_pkgs.clone(),
             bootstrapper: "debootstrap".into(),
+            boot: recipe.boot.map_or("", Kernel::name).into(),
             made: now(),
             program: crate::VERSION.into(),
             digest: format!("sha256:{:x}", hashing.hash.finalize()),
@@ -116,14 +117,17 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Flushes it and gives it its name; what it replaces goes. Call with the key's lock held.
-    pub fn publish(&self, store: &Store) -> Result<()> {
+    /// Flushes it and gives it its name; what it replaces goes, and what was cut short earlier. Call with the lock
+    /// held.
+    pub fn publish(&self, store: &Store, _lock: &StoreLock) -> Result<()> {
         self.file.sync_all().context("flushing the cache file")?;
+        let manifest = prepared(&self.dir, &self.manifest).context("writing the manifest")?;
+        // Both are on the disk: from one name to the other it is a moment.
         give_name(&self.file, &self.dir.join(&self.manifest.file))?;
-        write_manifest(&self.dir.join(format!("{}.toml", self.stem)), &self.manifest)?;
+        named(&manifest, &self.dir.join(format!("{}.toml", self.stem)))?;
         // It is published; what it replaced is only in the way of space.
         for old in store.orphans().unwrap_or_default() {
-            let ours = old.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.stem));
+            let ours = old.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-"));
             if let Some(error) = ours.then(|| std::fs::remove_file(&old).err()).flatten() {
                 report::warning(&format!("removing {}: {error}", old.display()));
             }
@@ -148,14 +152,31 @@ impl Finished {
 /// Writes a manifest beside its tar, replacing an earlier one in one step.
 pub fn write_manifest(path: &Path, manifest: &Manifest) -> Result<()> {
     let context = || format!("writing {}", path.display());
-    let text = toml::to_string(manifest).with_context(context)?;
     let dir = path.parent().with_context(context)?;
-    // Found as an orphan of its key, should the program die before the next line but two.
-    let prefix = format!("{}.", path.file_stem().unwrap_or_default().to_string_lossy());
-    let mut file =
-        tempfile::Builder::new().prefix(&prefix).suffix(".new").tempfile_in(dir).with_context(context)?;
-    file.write_all(text.as_bytes()).with_context(context)?;
-    file.as_file().sync_all().with_context(context)?;
-    file.persist(path).with_context(context)?;
+    let file = prepared(dir, manifest).with_context(context)?;
+    named(&file, path)
+}
+
+/// A manifest on the disk, without a name yet.
+fn prepared(dir: &Path, manifest: &Manifest) -> Result<File> {
+    let mut file = nameless(dir)?;
+    file.write_all(toml::to_string(manifest)?.as_bytes())?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Gives a file its name for good, in one step where it replaces another.
+fn named(file: &File, path: &Path) -> Result<()> {
+    let context = || format!("publishing {}", path.display());
+    if path.exists() {
+        // An orphan of its key, should the program die before the rename.
+        let staged = path.with_extension("new");
+        let _ = std::fs::remove_file(&staged);
+        give_name(file, &staged)?;
+        std::fs::rename(&staged, path).with_context(context)?;
+    } else {
+        give_name(file, path)?;
+    }
+    let dir = path.parent().with_context(context)?;
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(context)
 }

@@ -23,6 +23,20 @@ pub enum Role {
     Root,
     BiosBoot,
     Esp,
+    Swap,
+}
+
+/// What a disk is to hold beside the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wishes {
+    /// Partitions begin at multiples of this.
+    pub alignment_sectors: u64,
+    /// Room for a boot loader before the first partition of an MBR.
+    pub loader: bool,
+    /// Firmware is to look at the EFI system partition.
+    pub uefi: bool,
+    /// A partition for swap, before the root.
+    pub swap_bytes: Option<u64>,
 }
 
 /// One partition; sectors of 512 bytes.
@@ -50,6 +64,8 @@ impl Partition {
 pub struct Layout {
     pub style: PartitionStyle,
     pub disk_sectors: u64,
+    /// Firmware is to look at the EFI system partition; otherwise nobody is.
+    pub uefi: bool,
     /// By position on the disk; empty with style none.
     pub partitions: Vec<Partition>,
 }
@@ -82,15 +98,16 @@ impl fmt::Display for Misfit {
 impl std::error::Error for Misfit {}
 
 impl Layout {
-    /// Divides a disk of `disk_bytes`; partitions begin at multiples of `alignment_sectors`.
-    pub fn new(style: PartitionStyle, disk_bytes: u64, alignment_sectors: u64) -> Result<Layout, Misfit> {
+    /// Divides a disk of `disk_bytes`.
+    pub fn new(style: PartitionStyle, disk_bytes: u64, wishes: Wishes) -> Result<Layout, Misfit> {
         let disk_sectors = disk_bytes / SECTOR_BYTES;
+        let Wishes { alignment_sectors, loader, uefi, swap_bytes } = wishes;
         let align_up = |sector: u64| sector.div_ceil(alignment_sectors) * alignment_sectors;
         // What precedes the root, and the first sector behind the last that the root may use.
         let mut partitions = Vec::new();
         let (root_start, tail) = match style {
             PartitionStyle::None => (0, 0),
-            PartitionStyle::Msdos => (alignment_sectors, 0),
+            PartitionStyle::Msdos => (align_up(if loader { MIB_SECTORS } else { 1 }), 0),
             PartitionStyle::Gpt => {
                 let bios_start = align_up(34);
                 let esp_start = align_up(bios_start + BIOS_BOOT_SECTORS);
@@ -109,6 +126,12 @@ impl Layout {
                 (align_up(esp_start + ESP_SECTORS), GPT_TAIL_SECTORS)
             }
         };
+        let mut root_start = root_start;
+        if let Some(bytes) = swap_bytes.filter(|_| style != PartitionStyle::None) {
+            let sectors = bytes.div_ceil(1 << 20) * MIB_SECTORS;
+            partitions.push(Partition { number: 2, role: Role::Swap, start_sector: root_start, sectors });
+            root_start = align_up(root_start + sectors);
+        }
         let needed_bytes = (root_start + tail) * SECTOR_BYTES + MIN_ROOT_BYTES;
         if disk_bytes < needed_bytes {
             return Err(Misfit::TooSmall { disk_bytes, needed_bytes, style });
@@ -122,12 +145,17 @@ impl Layout {
             let sectors = available / MIB_SECTORS * MIB_SECTORS;
             partitions.push(Partition { number: 1, role: Role::Root, start_sector: root_start, sectors });
         }
-        Ok(Layout { style, disk_sectors, partitions })
+        Ok(Layout { style, disk_sectors, uefi, partitions })
     }
 
     /// The partition of the root; None with style none.
     pub fn root(&self) -> Option<&Partition> {
-        self.partitions.iter().find(|partition| partition.role == Role::Root)
+        self.partition(Role::Root)
+    }
+
+    /// The partition of a role.
+    pub fn partition(&self, role: Role) -> Option<&Partition> {
+        self.partitions.iter().find(|partition| partition.role == role)
     }
 
     /// Where the root lies: offset and size in bytes.
@@ -145,8 +173,12 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn aligned(alignment_sectors: u64) -> Wishes {
+        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None }
+    }
+
     fn extents(style: PartitionStyle, bytes: u64, alignment: u64) -> Vec<(u32, u64, u64)> {
-        let layout = Layout::new(style, bytes, alignment).unwrap();
+        let layout = Layout::new(style, bytes, aligned(alignment)).unwrap();
         layout.partitions.iter().map(|p| (p.number, p.start_sector, p.sectors)).collect()
     }
 
@@ -163,18 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn swap_stands_before_the_root_and_a_loader_has_its_gap() {
+        let wishes = Wishes { alignment_sectors: 8, loader: true, uefi: true, swap_bytes: Some(1000 << 20) };
+        let layout = Layout::new(PartitionStyle::Msdos, 4 * GIB, wishes).unwrap();
+        let extents: Vec<_> = layout.partitions.iter().map(|p| (p.number, p.start_sector)).collect();
+        assert_eq!(extents, [(2, 2048), (1, 2048 + 1000 * 2048)]);
+        let gpt = Layout::new(PartitionStyle::Gpt, 4 * GIB, wishes).unwrap();
+        assert_eq!(gpt.partitions.last(), gpt.root());
+        assert!(Layout::new(PartitionStyle::Gpt, GIB, wishes).is_err(), "swap takes its part");
+    }
+
+    #[test]
     fn none_has_no_partition_and_the_whole_disk() {
-        let layout = Layout::new(PartitionStyle::None, GIB + 100, 2048).unwrap();
+        let layout = Layout::new(PartitionStyle::None, GIB + 100, aligned(2048)).unwrap();
         assert_eq!((layout.root(), layout.root_extent()), (None, (0, GIB)));
     }
 
     #[test]
     fn one_byte_less_than_the_minimum_is_refused_with_both_sizes() {
         for style in [PartitionStyle::Gpt, PartitionStyle::Msdos, PartitionStyle::None] {
-            let Err(Misfit::TooSmall { needed_bytes, .. }) = Layout::new(style, 1, 2048) else { panic!() };
-            let layout = Layout::new(style, needed_bytes, 2048).unwrap();
+            let Err(Misfit::TooSmall { needed_bytes, .. }) = Layout::new(style, 1, aligned(2048)) else {
+                panic!()
+            };
+            let layout = Layout::new(style, needed_bytes, aligned(2048)).unwrap();
             assert!(layout.root_extent().1 > 510 << 20);
-            let misfit = Layout::new(style, needed_bytes - 1, 2048).unwrap_err();
+            let misfit = Layout::new(style, needed_bytes - 1, aligned(2048)).unwrap_err();
             let text = misfit.to_string();
             assert!(
                 text.contains(&(needed_bytes - 1).to_string()) && text.contains(&needed_bytes.to_string())
@@ -184,8 +229,8 @@ mod tests {
 
     #[test]
     fn msdos_ends_at_two_tib() {
-        assert!(Layout::new(PartitionStyle::Msdos, 2048 * GIB - 512, 2048).is_ok());
-        let misfit = Layout::new(PartitionStyle::Msdos, 2048 * GIB, 2048).unwrap_err();
+        assert!(Layout::new(PartitionStyle::Msdos, 2048 * GIB - 512, aligned(2048)).is_ok());
+        let misfit = Layout::new(PartitionStyle::Msdos, 2048 * GIB, aligned(2048)).unwrap_err();
         assert!(misfit.to_string().ends_with("use gpt"));
     }
 
@@ -193,7 +238,7 @@ mod tests {
     fn partitions_never_overlap_and_end_before_the_backup_table() {
         for alignment in [64, 2048, 4096, 1 << 20] {
             for bytes in [8 * GIB, 8 * GIB + 512, 9 * GIB - 512, 3000 * GIB] {
-                let layout = Layout::new(PartitionStyle::Gpt, bytes, alignment).unwrap();
+                let layout = Layout::new(PartitionStyle::Gpt, bytes, aligned(alignment)).unwrap();
                 let mut end = 34;
                 for partition in &layout.partitions {
                     assert!(partition.start_sector >= end && partition.start_sector % alignment == 0);

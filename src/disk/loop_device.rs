@@ -1,7 +1,7 @@
 //! The loop driver: the one way to a device, over whatever Ganeti gives (file, LVM, DRBD, rbd).
 //!
 //! A device detaches itself when its last user is gone (AUTOCLEAR), so nothing is left after SIGKILL; PARTSCAN
-//! besides makes the kernel drop the partition nodes too. Its lock keeps udev off while it is attached.
+//! besides makes the kernel drop the partition nodes too. Its lock keeps udev off until hooks run.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use uuid::Uuid;
 
-use super::{Disk, SECTOR_BYTES};
+use super::{Disk, SECTOR_BYTES, udev};
 use crate::report::{self, WithHint};
 use crate::sys::{self, Blkpg, LoopSetup, loop_flags};
 use crate::{lock, signals};
@@ -84,6 +85,11 @@ impl LoopDevice {
         self.sysfs("loop/dio").is_some_and(|text| text.trim() == "1")
     }
 
+    /// Whether a partition was added already.
+    pub fn has_partition(&self, number: u32) -> bool {
+        self.partitions.contains(&number)
+    }
+
     /// Makes a partition appear as a node; nothing is written to the disk. Where the kernel's own parser was
     /// first, an identical partition is accepted.
     pub fn add_partition(&mut self, number: u32, start_bytes: u64, size_bytes: u64) -> Result<PathBuf> {
@@ -110,6 +116,11 @@ impl LoopDevice {
                 .hint("/dev must be a devtmpfs, or a udev must run that makes the node");
         }
         Ok(node)
+    }
+
+    /// Lets udev make its links for the filesystem on `node`, the device or a partition of it, from here on.
+    pub fn show_to_udev(&self, node: &Path, uuid: Uuid) -> Result<()> {
+        udev::show(&self.file, node, uuid)
     }
 
     /// Waits for all writes, removes the partitions, detaches, and waits until the kernel has let go of the

@@ -2,20 +2,23 @@
 //! filesystem. This room knows no Debian, no guest and no cache.
 
 mod backing;
+pub mod boot_code;
+pub mod esp;
 mod format;
 pub mod layout;
 mod loop_device;
 mod table;
+mod udev;
 mod wipe;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use backing::{Disk, Medium};
-pub use format::{Formatted, INCOMPLETE_LABEL, make_filesystem, make_filesystem_with, make_swap, mkfs_of};
+pub use format::{Format, Formatted, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, mkfs_of};
 pub use loop_device::LoopDevice;
 pub use table::{table_is_there, write_table};
-pub use wipe::{wipe_ends, wipe_held, wipe_root};
+pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root};
 
 /// The sector size of every table and loop device that we make; what Ganeti's guests see by default.
 pub const SECTOR_BYTES: u64 = 512;

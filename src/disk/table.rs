@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use gptman::{GPT, GPTPartitionEntry};
-use mbrman::{BOOT_ACTIVE, CHS, MBR, MBRPartitionEntry};
+use mbrman::{BOOT_ACTIVE, BOOT_INACTIVE, CHS, MBR, MBRPartitionEntry};
 use uuid::Uuid;
 
 use super::layout::{Layout, Partition, Role};
@@ -14,6 +14,8 @@ use super::{PartitionStyle, SECTOR_BYTES};
 
 /// Type of a Linux partition in an MBR.
 const MBR_LINUX: u8 = 0x83;
+/// Type of Linux swap in an MBR.
+const MBR_SWAP: u8 = 0x82;
 
 /// Writes the layout's table through an open disk, flushes it and reads it back. With style none nothing.
 pub fn write_table(disk: &File, layout: &Layout) -> Result<()> {
@@ -47,21 +49,27 @@ fn gpt_type(role: Role) -> Uuid {
         Role::Root => Uuid::from_u128(0x0fc63daf_8483_4772_8e79_3d69d8477de4),
         Role::BiosBoot => Uuid::from_u128(0x21686148_6449_6e6f_744e_656564454649),
         Role::Esp => Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b),
+        Role::Swap => Uuid::from_u128(0x0657fd6d_a4ab_43c4_84e5_0933c84b4f4f),
     }
 }
 
-fn gpt_entry(partition: &Partition) -> GPTPartitionEntry {
+/// "No block I/O protocol", UEFI specification 5.3.3: firmware leaves the partition alone, and so does a systemd that
+/// mounts what it finds.
+const NOT_FOR_FIRMWARE: u64 = 1 << 1;
+
+fn gpt_entry(partition: &Partition, uefi: bool) -> GPTPartitionEntry {
     let name = match partition.role {
         Role::Root => "root",
         Role::BiosBoot => "bios-boot",
         Role::Esp => "esp",
+        Role::Swap => "swap",
     };
     GPTPartitionEntry {
         partition_type_guid: gpt_type(partition.role).to_bytes_le(),
         unique_partition_guid: Uuid::new_v4().to_bytes_le(),
         starting_lba: partition.start_sector,
         ending_lba: partition.start_sector + partition.sectors - 1,
-        attribute_bits: 0,
+        attribute_bits: if partition.role == Role::Esp && !uefi { NOT_FOR_FIRMWARE } else { 0 },
         partition_name: name.into(),
     }
 }
@@ -71,7 +79,7 @@ fn write_gpt(disk: &File, layout: &Layout) -> Result<Vec<(u32, u64, u64)>> {
     let context = "writing the partition table";
     let mut gpt = GPT::new_from(&mut io, SECTOR_BYTES, Uuid::new_v4().to_bytes_le()).context(context)?;
     for partition in &layout.partitions {
-        gpt[partition.number] = gpt_entry(partition);
+        gpt[partition.number] = gpt_entry(partition, layout.uefi);
     }
     gpt.write_into(&mut io).context(context)?;
     GPT::write_protective_mbr_into(&mut io, SECTOR_BYTES).context(context)?;
@@ -89,10 +97,14 @@ fn write_mbr(disk: &File, layout: &Layout) -> Result<Vec<(u32, u64, u64)>> {
     io.seek(SeekFrom::Start(0)).context(context)?;
     let mut mbr = MBR::new_from(&mut io, SECTOR_BYTES as u32, signature).context(context)?;
     for partition in &layout.partitions {
+        let (boot, sys) = match partition.role {
+            Role::Swap => (BOOT_INACTIVE, MBR_SWAP),
+            _ => (BOOT_ACTIVE, MBR_LINUX),
+        };
         mbr[partition.number as usize] = MBRPartitionEntry {
-            boot: BOOT_ACTIVE,
+            boot,
             first_chs: CHS::empty(),
-            sys: MBR_LINUX,
+            sys,
             last_chs: CHS::empty(),
             starting_lba: u32::try_from(partition.start_sector).context(context)?,
             sectors: u32::try_from(partition.sectors).context(context)?,

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
 
+use super::layout::Layout;
 use super::{Disk, Medium};
 
 /// Both ends: tables and their backups, LVM labels, md superblocks (1.0 and 0.90 lie at the end), ZFS labels
@@ -29,6 +30,13 @@ pub fn wipe_ends(disk: &Disk) -> Result<()> {
 /// Wipes the superblocks of a filesystem that lies at `start` and has `size` bytes: it can be mounted no more.
 pub fn wipe_root(disk: &Disk, start: u64, size: u64) -> Result<()> {
     let ranges: Vec<(u64, u64)> = superblocks(start, size).collect();
+    zero(disk, &ranges)
+}
+
+/// Wipes what identifies the content of each partition of a layout, whoever was there before.
+pub fn wipe_partitions(disk: &Disk, layout: &Layout) -> Result<()> {
+    let ranges: Vec<(u64, u64)> =
+        layout.partitions.iter().flat_map(|p| superblocks(p.start_bytes(), p.size_bytes())).collect();
     zero(disk, &ranges)
 }
 

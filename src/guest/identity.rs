@@ -8,6 +8,9 @@ use crate::report;
 use crate::request::InstanceName;
 use crate::rootdir::{Kind, RootDir};
 
+/// As much as systemd-random-seed(8) keeps.
+const SEED_BYTES: usize = 512;
+
 /// Seeds that a second guest must never have.
 const SEEDS: [&str; 3] =
     ["var/lib/systemd/random-seed", "var/lib/urandom/random-seed", "var/lib/systemd/credential.secret"];
@@ -15,6 +18,7 @@ const SEEDS: [&str; 3] =
 /// Scrubs what a tree (perhaps a hand-made one) brought along, and makes what is needed anew.
 pub fn renew(root: &RootDir, name: &InstanceName) -> Result<()> {
     scrub(root)?;
+    plant_seeds(root)?;
     if root.is_file("etc/ssh/sshd_config")? {
         make_host_keys(root, name)?;
     }
@@ -34,6 +38,20 @@ pub fn scrub(root: &RootDir) -> Result<()> {
         root.remove(seed)?;
     }
     root.remove_files("etc/ssh", |file| file.as_encoded_bytes().starts_with(b"ssh_host_"))?;
+    Ok(())
+}
+
+/// A seed of its own for the kernel's random numbers: a guest without a hardware source need not wait for the first.
+fn plant_seeds(root: &RootDir) -> Result<()> {
+    for seed in ["var/lib/systemd/random-seed", "var/lib/urandom/random-seed"] {
+        let dir = seed.rsplit_once('/').map_or("", |(dir, _)| dir);
+        if root.is_dir(dir)? {
+            let mut bytes = [0u8; SEED_BYTES];
+            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+                .context("making a random seed")?;
+            root.write(seed, &bytes, 0o600)?;
+        }
+    }
     Ok(())
 }
 

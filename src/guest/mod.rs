@@ -2,23 +2,30 @@
 //!
 //! [`RootDir`]: crate::rootdir::RootDir
 
-mod access;
+pub mod access;
+pub mod boot;
 mod console;
 pub mod identity;
 mod mount;
 mod names;
+pub mod network;
 mod resolver;
+pub mod swap;
+mod timezone;
 
 use anyhow::Result;
 use uuid::Uuid;
 
-use crate::disk::Filesystem;
+use crate::disk::{Filesystem, PartitionStyle};
 use crate::rootdir::RootDir;
 
+pub use access::Access;
 pub use console::Console;
 pub use mount::{Root, Workspace};
 pub use names::edit_hosts;
+pub use network::Network;
 pub use resolver::{HookResolver, Resolver};
+pub use timezone::Zone;
 
 use crate::request::InstanceName;
 
@@ -29,48 +36,59 @@ pub struct Personality {
     pub filesystem: Filesystem,
     pub resolver: Resolver,
     pub console: Option<Console>,
+    pub style: PartitionStyle,
+    /// GRUB is to start it: its configuration is the guest's own.
+    pub boots: bool,
+    pub network: Network,
+    pub access: Access,
+    /// None: the tree's.
+    pub timezone: Option<Zone>,
 }
 
 /// The identifiers that only exist once the disk is formatted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Volumes {
     pub root: Uuid,
-    pub swap: Option<Uuid>,
+    /// As fstab names it.
+    pub swap: Option<String>,
+    /// The EFI system partition's volume, as fstab names it.
+    pub esp: Option<String>,
 }
 
-/// Makes the tree this guest's: names, fstab, resolver, loopback, console, an identity of its own.
-pub fn personalise(root: &RootDir, personality: &Personality, volumes: Volumes) -> Result<()> {
-    let Personality { name, filesystem, resolver, console } = personality;
+/// Makes the tree this guest's: names, fstab, resolver, network, console, access, timezone, an identity of its own.
+pub fn personalise(root: &RootDir, personality: &Personality, volumes: &Volumes) -> Result<()> {
+    let Personality { name, filesystem, resolver, console, style, boots, network, access, timezone } =
+        personality;
     root.create_dir_all("etc", 0o755)?;
     names::write(root, name)?;
     write_fstab(root, *filesystem, volumes)?;
+    if *boots {
+        boot::personalise(root, *style, volumes.root, console.as_ref())?;
+    }
     resolver.write(root)?;
-    write_loopback(root)?;
+    network.write(root, resolver)?;
     if let Some(console) = console {
         console.enable(root)?;
     }
-    access::clear_root_password(root)?;
+    access.write(root)?;
+    if let Some(timezone) = timezone {
+        timezone.write(root)?;
+    }
     identity::renew(root, name)
 }
 
 /// The root by its UUID, in the form of fstab(5).
-fn write_fstab(root: &RootDir, filesystem: Filesystem, volumes: Volumes) -> Result<()> {
+fn write_fstab(root: &RootDir, filesystem: Filesystem, volumes: &Volumes) -> Result<()> {
     let (options, pass) = if filesystem.is_ext() { ("errors=remount-ro", 1) } else { ("defaults", 0) };
     let mut text = String::from("# <file system> <mount point> <type> <options> <dump> <pass>\n");
     text += &format!("UUID={} / {filesystem} {options} 0 {pass}\n", volumes.root);
-    if let Some(swap) = volumes.swap {
-        text += &format!("UUID={swap} none swap sw 0 0\n");
+    if let Some(esp) = &volumes.esp {
+        // Only an upgrade of the loader needs it: a guest comes up without.
+        root.create_dir_all("boot/efi", 0o755)?;
+        text += &format!("{esp} /boot/efi vfat umask=0077,nofail 0 0\n");
+    }
+    if let Some(swap) = &volumes.swap {
+        text += &format!("{swap} none swap sw 0 0\n");
     }
     root.write("etc/fstab", text.as_bytes(), 0o644)
-}
-
-/// ifupdown's loopback interface, where the guest has ifupdown's directory; systemd needs nothing.
-fn write_loopback(root: &RootDir) -> Result<()> {
-    if !root.is_dir("etc/network")? {
-        return Ok(());
-    }
-    let text = "# interfaces(5) file used by ifup(8) and ifdown(8)\n\
-                source /etc/network/interfaces.d/*\n\n\
-                auto lo\niface lo inet loopback\n";
-    root.write("etc/network/interfaces", text.as_bytes(), 0o644)
 }

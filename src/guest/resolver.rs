@@ -25,7 +25,8 @@ impl Resolver {
         root.write(PATH, self.text().as_bytes(), 0o644)
     }
 
-    fn text(&self) -> String {
+    /// resolv.conf(5).
+    pub(super) fn text(&self) -> String {
         let mut text = String::new();
         if let Some(domain) = &self.search {
             text += &format!("search {domain}\n");

@@ -3,14 +3,18 @@
 //!
 //! Source: ganeti-os-interface(7), and environments recorded from a node daemon (tests/ganeti-env).
 
+mod mac;
 mod reader;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
+pub use mac::Mac;
 use reader::Reader;
 
 /// Every variable of an environment.
@@ -215,15 +219,17 @@ pub enum NicMode {
 /// One NIC of the instance, as Ganeti describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
-    pub mac: String,
+    pub mac: Mac,
     pub ip: Option<IpAddr>,
     pub mode: NicMode,
     pub name: Option<String>,
+    /// The bridge, switch or routing table that it is attached to.
+    pub link: Option<String>,
     pub network: Option<String>,
-    pub subnet: Option<String>,
-    pub gateway: Option<IpAddr>,
-    pub subnet6: Option<String>,
-    pub gateway6: Option<IpAddr>,
+    pub subnet: Option<Ipv4Net>,
+    pub gateway: Option<Ipv4Addr>,
+    pub subnet6: Option<Ipv6Net>,
+    pub gateway6: Option<Ipv6Addr>,
 }
 
 /// The instance that a verb is for.
@@ -234,6 +240,8 @@ pub struct Instance {
     pub hypervisor: String,
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
+    /// False for an image, which is started by who knows whom.
+    pub nics_are_known: bool,
     pub reinstall: bool,
     /// API 5: the second device, for swap.
     pub swap: Option<PathBuf>,
@@ -241,6 +249,8 @@ pub struct Instance {
     pub serial_console: bool,
     /// INSTANCE_HV_serial_speed
     pub serial_speed: Option<u32>,
+    /// INSTANCE_HV_disk_type and INSTANCE_HV_nic_type, where they are given.
+    pub device_types: Vec<String>,
 }
 
 /// What a verb is asked for beyond its context.
@@ -367,16 +377,31 @@ mod tests {
                 ("DISK_0_PATH", "/d"),
                 ("DISK_0_SIZE", "much"),
                 ("NIC_COUNT", "1"),
-                ("NIC_0_MAC", "aa:00:00:00:00:01"),
+                ("NIC_0_MAC", "generate"),
                 ("NIC_0_IP", "1.2.3"),
+                ("NIC_0_NETWORK_SUBNET", "2001:db8::/64"),
+                ("NIC_0_NETWORK_GATEWAY", "2001:db8::1"),
+                ("NIC_0_NETWORK_SUBNET6", "2001:db8::/129"),
+                ("NIC_0_NETWORK_GATEWAY6", "192.0.2.1"),
                 ("INSTANCE_HV_serial_speed", "fast"),
             ],
         );
-        for text in ["OS_VARIANT", "INSTANCE_NAME", "DISK_0_SIZE", "DISK_1_PATH", "NIC_0_IP", "serial_speed"]
-        {
+        for text in [
+            "OS_VARIANT",
+            "INSTANCE_NAME",
+            "DISK_0_SIZE",
+            "DISK_1_PATH",
+            "NIC_0_MAC",
+            "NIC_0_IP",
+            "NIC_0_NETWORK_SUBNET ",
+            "NIC_0_NETWORK_GATEWAY ",
+            "NIC_0_NETWORK_SUBNET6 ",
+            "NIC_0_NETWORK_GATEWAY6 ",
+            "serial_speed",
+        ] {
             assert!(answer.iter().any(|fault| fault.contains(text)), "{text}: {answer:?}");
         }
-        assert_eq!(answer.len(), 6);
+        assert_eq!(answer.len(), 11);
     }
 
     #[test]

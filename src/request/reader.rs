@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::net::IpAddr;
 
 use super::{
-    Api, Api5Flags, Context, Disk, DiskAddress, Env, Instance, InstanceName, Nic, NicMode, Places, Task,
+    Api, Api5Flags, Context, Disk, DiskAddress, Env, Instance, InstanceName, Mac, Nic, NicMode, Places, Task,
     VariantName, Verb,
 };
 
@@ -56,8 +55,9 @@ impl<'a> Reader<'a> {
         self.parsed(name, "a number", |text| text.parse().ok())
     }
 
-    fn ip(&mut self, name: &str) -> Option<IpAddr> {
-        self.parsed(name, "an IP address", |text| text.parse().ok())
+    /// An address or a subnet; its type says of which family.
+    fn address_like<T: std::str::FromStr>(&mut self, name: &str, expected: &str) -> Option<T> {
+        self.parsed(name, expected, |text| text.parse().ok())
     }
 
     fn count(&mut self, name: &str) -> Option<usize> {
@@ -105,10 +105,15 @@ impl<'a> Reader<'a> {
             reinstall: self.text("INSTANCE_REINSTALL").as_deref() == Some("1"),
             serial_console: self.text("INSTANCE_HV_serial_console").as_deref() == Some("True"),
             serial_speed: self.number("INSTANCE_HV_serial_speed"),
+            device_types: ["disk_type", "nic_type"]
+                .iter()
+                .filter_map(|what| self.text(&format!("INSTANCE_HV_{what}")))
+                .collect(),
             name: name?,
             hypervisor: hypervisor?,
             disks: disks.into_iter().collect::<Option<_>>()?,
             nics: nics.into_iter().collect::<Option<_>>()?,
+            nics_are_known: true,
             swap: None,
         })
     }
@@ -142,7 +147,9 @@ impl<'a> Reader<'a> {
 
     fn nic(&mut self, n: usize) -> Option<Nic> {
         let name = |field: &str| format!("NIC_{n}_{field}");
-        let mac = self.required(&name("MAC"));
+        let mac = self
+            .required(&name("MAC"))
+            .and_then(|_| self.parsed(&name("MAC"), "a MAC address like \"aa:00:00:35:e8:90\"", Mac::parse));
         let mode = self.parsed(&name("MODE"), "bridged, routed or openvswitch", |text| match text {
             "bridged" => Some(NicMode::Bridged),
             "routed" => Some(NicMode::Routed),
@@ -150,15 +157,17 @@ impl<'a> Reader<'a> {
             _ => None,
         });
         Some(Nic {
-            mac: mac?,
-            ip: self.ip(&name("IP")),
+            ip: self.address_like(&name("IP"), "an IP address"),
             mode: mode.unwrap_or(NicMode::Bridged),
             name: self.text(&name("NAME")),
+            link: self.text(&name("LINK")),
             network: self.text(&name("NETWORK_NAME")),
-            subnet: self.text(&name("NETWORK_SUBNET")),
-            gateway: self.ip(&name("NETWORK_GATEWAY")),
-            subnet6: self.text(&name("NETWORK_SUBNET6")),
-            gateway6: self.ip(&name("NETWORK_GATEWAY6")),
+            subnet: self.address_like(&name("NETWORK_SUBNET"), "a subnet like \"192.0.2.0/24\""),
+            gateway: self.address_like(&name("NETWORK_GATEWAY"), "an IPv4 address"),
+            subnet6: self.address_like(&name("NETWORK_SUBNET6"), "a subnet like \"2001:db8::/64\""),
+            gateway6: self.address_like(&name("NETWORK_GATEWAY6"), "an IPv6 address"),
+            // Last: what else is malformed is to be told too.
+            mac: mac?,
         })
     }
 
@@ -237,10 +246,12 @@ impl<'a> Reader<'a> {
                 frontend: None,
             }],
             nics: Vec::new(),
+            nics_are_known: true,
             reinstall: false,
             swap: flags.swap.clone(),
             serial_console: false,
             serial_speed: None,
+            device_types: Vec::new(),
         };
         Some(match verb {
             Verb::Create => Task::Create(instance),

@@ -135,13 +135,14 @@ fn to_text(kind: Kind, value: &DeValue) -> Result<String, &'static str> {
         (Kind::Days, DeValue::String(text)) if text.is_empty() => Ok(String::new()),
         (Kind::Integer { .. }, _) => Err("a number, without quotes"),
         (Kind::Days, _) => Err("a number of days without quotes, or \"\" for never"),
-        (Kind::Names | Kind::Addresses, DeValue::Array(members)) => {
+        (Kind::Names | Kind::Addresses | Kind::SshKeys, DeValue::Array(members)) => {
             let word = |member: &DeValue| member.as_str().map(str::to_owned);
             let words = members.iter().map(|member| word(member.get_ref())).collect::<Option<Vec<_>>>();
-            words.map(|words| words.join(",")).ok_or("an array of strings")
+            let separator = if kind == Kind::SshKeys { "\n" } else { "," };
+            words.map(|words| words.join(separator)).ok_or("an array of strings")
         }
         (_, DeValue::String(text)) => Ok(text.to_string()),
-        (Kind::Names | Kind::Addresses, _) => Err("an array of strings, or a string"),
+        (Kind::Names | Kind::Addresses | Kind::SshKeys, _) => Err("an array of strings, or a string"),
         _ => Err("a string"),
     }
 }

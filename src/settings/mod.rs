@@ -1,6 +1,7 @@
 //! Layered settings: defaults.toml < the predecessor's shell file < config.toml < the variant < OS parameters.
 //! Each value remembers where it comes from; all that is wrong is reported at once. Nothing here touches a disk.
 
+mod apt;
 mod files;
 mod shell;
 pub mod show;
@@ -16,10 +17,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::disk::{Filesystem, PartitionStyle};
+use crate::guest::access::{PasswordHash, parse_keys};
+use crate::guest::{Zone, network};
 use crate::report;
 use crate::request::{Api, Context};
 use crate::tool::ToolError;
+pub use apt::AptFile;
 use files::{Role, TomlFile};
+pub use table::SwapWish;
 use table::{KEYS, split};
 pub use variants::{published, with_files};
 
@@ -88,6 +93,16 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// Which firmware is to start the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootWish {
+    /// Whatever the layout and the hypervisor have.
+    Auto,
+    Bios,
+    Uefi,
+    No,
+}
+
 /// How a new cache file is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -121,10 +136,19 @@ pub struct Settings {
     pub arch: String,
     pub components: Vec<String>,
     pub extra_pkgs: Vec<String>,
+    /// What apt_dir holds.
+    pub apt_files: Vec<AptFile>,
     pub filesystem: Filesystem,
     pub partition_style: PartitionStyle,
     pub partition_alignment_sectors: u64,
+    pub boot: BootWish,
+    pub swap: SwapWish,
+    pub network: network::Mode,
     pub dns: Vec<IpAddr>,
+    /// Lines of authorized_keys.
+    pub ssh_keys: Vec<String>,
+    pub password_hash: Option<PasswordHash>,
+    pub timezone: Option<Zone>,
     pub customize_dir: Option<PathBuf>,
     pub hooks_fail_fast: bool,
     pub hooks_namespace: bool,
@@ -140,7 +164,14 @@ impl Settings {
     /// Merges all layers for a request; `verb` is what shell files see as SCRIPT_NAME.
     pub fn load(context: &Context, verb: &str) -> Result<Settings> {
         let layers = load_layers(context, verb)?;
-        Ok(Settings::typed(layers))
+        let mut problems = Vec::new();
+        let apt_dir = layers.values.get("apt_dir").filter(|value| !value.text.is_empty());
+        let apt_files = apt_dir.map(|dir| apt::read(Path::new(&dir.text), &mut problems)).unwrap_or_default();
+        if problems.is_empty() {
+            Ok(Settings::typed(layers, apt_files))
+        } else {
+            Err(Problems(problems).into())
+        }
     }
 
     /// The text of a setting, as it was written.
@@ -153,7 +184,7 @@ impl Settings {
         self.layers.values.get(name).map_or_else(String::new, |value| format!(" (from {})", value.origin))
     }
 
-    fn typed(layers: Layers) -> Settings {
+    fn typed(layers: Layers, apt_files: Vec<AptFile>) -> Settings {
         let text = |name: &str| layers.values.get(name).map_or("", |value| value.text.as_str());
         let optional = |name: &str| Some(text(name)).filter(|t| !t.is_empty()).map(str::to_owned);
         let names = |name: &str| split(text(name)).map(str::to_owned).collect::<Vec<_>>();
@@ -165,10 +196,22 @@ impl Settings {
             arch: optional("arch").unwrap_or_else(|| node_arch().to_owned()),
             components: names("components"),
             extra_pkgs: names("extra_pkgs"),
+            apt_files,
             filesystem: text("filesystem").parse().unwrap_or(Filesystem::Ext4),
             partition_style: text("partition_style").parse().unwrap_or(PartitionStyle::Gpt),
             partition_alignment_sectors: text("partition_alignment").parse().unwrap_or(2048),
+            boot: match text("boot") {
+                "bios" => BootWish::Bios,
+                "uefi" => BootWish::Uefi,
+                "auto" => BootWish::Auto,
+                _ => BootWish::No,
+            },
+            swap: SwapWish::parse(text("swap")).unwrap_or(SwapWish::No),
+            network: text("network").parse().unwrap_or(network::Mode::Manual),
             dns: split(text("dns")).filter_map(|word| word.parse().ok()).collect(),
+            ssh_keys: parse_keys(text("ssh_keys")).unwrap_or_default(),
+            password_hash: PasswordHash::parse(text("password_hash")),
+            timezone: Zone::parse(text("timezone")),
             customize_dir: optional("customize_dir").map(PathBuf::from),
             hooks_fail_fast: is("hooks_fail_fast"),
             hooks_namespace: is("hooks_namespace"),
@@ -349,7 +392,8 @@ fn complaints(values: &Values) -> Vec<String> {
             _ => None,
         };
         let expected = key.kind.complaint(&value.text).or(as_parameter)?;
-        Some(format!("{} is \"{}\"; expected {expected} (set in {})", key.name, value.text, value.origin))
+        let fact = if key.kind.is_repeated() { format!("\"{}\"", value.text) } else { "not right".into() };
+        Some(format!("{} is {fact}; expected {expected} (set in {})", key.name, value.origin))
     };
     KEYS.iter().filter_map(complaint).collect()
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::table::{KEYS, Kind, split};
 use super::{Layers, Origin, gather_layers, published, with_files};
+use crate::guest::access::parse_keys;
 use crate::report;
 use crate::request::{Context, VariantName};
 
@@ -44,8 +45,14 @@ fn as_toml(kind: Kind, text: &str) -> String {
         Kind::Bool | Kind::Integer { .. } => text.to_owned(),
         Kind::Days if !text.is_empty() => text.to_owned(),
         Kind::Names | Kind::Addresses => format!("{:?}", split(text).collect::<Vec<_>>()),
-        _ => format!("{text:?}"),
+        Kind::SshKeys => format!("{:?}", parse_keys(text).unwrap_or_default()),
+        _ => format!("{:?}", shown(kind, text)),
     }
+}
+
+/// The text, or that there is one.
+fn shown(kind: Kind, text: &str) -> &str {
+    if kind.is_secret() && !text.is_empty() { "(set)" } else { text }
 }
 
 /// The same as JSON: an array of objects with key, value, origin, and file and line where there are.
@@ -56,7 +63,7 @@ pub fn as_json(layers: &Layers) -> serde_json::Value {
     for key in KEYS {
         let Some(value) = layers.values.get(key.name) else { continue };
         let mut object = json!({
-            "key": key.name, "value": value.text, "origin": value.origin.to_string(),
+            "key": key.name, "value": shown(key.kind, &value.text), "origin": value.origin.to_string(),
         });
         if let Origin::File { path, line } = &value.origin {
             object["file"] = json!(path);

@@ -3,6 +3,9 @@
 
 use std::net::IpAddr;
 
+use crate::guest::access::{PasswordHash, parse_keys};
+use crate::guest::{Zone, network};
+
 /// What a setting's value may be. Every value travels as text; this says which texts are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -26,6 +29,14 @@ pub enum Kind {
     Days,
     /// An absolute path; empty only where `optional`.
     Path { optional: bool },
+    /// Where swap is: no, auto, a disk's index or a size.
+    Swap,
+    /// OpenSSH public keys separated by newlines or commas.
+    SshKeys,
+    /// A password as crypt(5) stores it, or empty; never shown.
+    PasswordHash,
+    /// The name of a timezone, or empty for the tree's.
+    Timezone,
     /// true or false; in a shell file yes or anything else.
     Bool,
 }
@@ -51,8 +62,15 @@ const fn parameter(name: &'static str, legacy: &'static str, kind: Kind, help: &
     Key { name, legacy: Some(legacy), kind, parameter: true, help }
 }
 
+/// An OS parameter that the predecessor's files do not know.
+const fn own_parameter(name: &'static str, kind: Kind, help: &'static str) -> Key {
+    Key { name, legacy: None, kind, parameter: true, help }
+}
+
 /// Filesystems that the root may have.
 pub const FILESYSTEMS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs"];
+/// Which firmware is to start the guest.
+pub const BOOT: &[&str] = &["auto", "bios", "uefi", "no"];
 /// Layouts that the disk may have.
 pub const PARTITION_STYLES: &[&str] = &["gpt", "msdos", "none"];
 
@@ -74,6 +92,13 @@ pub const KEYS: &[Key] = &[
         "Archive components, separated by commas; empty: debootstrap's own",
     ),
     parameter("extra_pkgs", "EXTRA_PKGS", Kind::Names, "Packages to install besides, separated by commas"),
+    Key {
+        name: "apt_dir",
+        legacy: None,
+        kind: Kind::Path { optional: true },
+        parameter: false,
+        help: "A directory with more apt sources for the guest (.list, .sources) and their keys (.asc, .gpg)",
+    },
     parameter(
         "filesystem",
         "OSP_FILESYSTEM",
@@ -92,6 +117,26 @@ pub const KEYS: &[Key] = &[
         Kind::Integer { min: 1, max: 1 << 20 },
         "Where partitions may begin, in sectors of 512 bytes",
     ),
+    own_parameter(
+        "network",
+        Kind::Choice(network::MODES),
+        "The guest's network, from Ganeti's data of each NIC: auto (static where there is an address, else DHCP), \
+         dhcp, static (every NIC), manual (loopback only)",
+    ),
+    Key {
+        name: "boot",
+        legacy: None,
+        kind: Kind::Choice(BOOT),
+        parameter: true,
+        help: "A kernel and GRUB, so that the guest boots by itself: auto, bios, uefi or no",
+    },
+    Key {
+        name: "swap",
+        legacy: None,
+        kind: Kind::Swap,
+        parameter: true,
+        help: "Swap: a size on the root disk (like 512M), a whole disk (disk1), auto (a disk named swap) or no",
+    },
     Key {
         name: "dns",
         legacy: None,
@@ -99,6 +144,21 @@ pub const KEYS: &[Key] = &[
         parameter: true,
         help: "Name servers for the guest's resolv.conf, separated by commas",
     },
+    own_parameter(
+        "ssh_keys",
+        Kind::SshKeys,
+        "OpenSSH public keys that root may log in with, separated by newlines or commas",
+    ),
+    own_parameter(
+        "password_hash",
+        Kind::PasswordHash,
+        "Root's password as crypt(3) makes it ($6$..., $y$...), never shown; empty: none, console only",
+    ),
+    own_parameter(
+        "timezone",
+        Kind::Timezone,
+        "The guest's timezone, as Europe/Berlin; empty: what the release brings",
+    ),
     key(
         "customize_dir",
         "CUSTOMIZE_DIR",
@@ -154,6 +214,16 @@ pub fn parameters_list() -> String {
 }
 
 impl Kind {
+    /// Whether the value may never be shown.
+    pub fn is_secret(self) -> bool {
+        self == Kind::PasswordHash
+    }
+
+    /// Whether a complaint may repeat the value: a wrong one may be a secret that went to the wrong place.
+    pub fn is_repeated(self) -> bool {
+        !matches!(self, Kind::PasswordHash | Kind::SshKeys)
+    }
+
     /// None where `text` is right, else what was expected.
     pub fn complaint(self, text: &str) -> Option<String> {
         let fails = |good: bool, expected: &str| (!good).then(|| expected.to_owned());
@@ -184,8 +254,58 @@ impl Kind {
                 let good = text.starts_with('/') || (optional && text.is_empty());
                 fails(good, "an absolute path")
             }
+            Kind::Swap => {
+                fails(SwapWish::parse(text).is_some(), "a size like \"512M\", \"disk1\", \"auto\" or \"no\"")
+            }
+            Kind::SshKeys => parse_keys(text)
+                .err()
+                .map(|wrong| format!("OpenSSH public keys, separated by newlines or commas; {wrong}")),
+            Kind::PasswordHash => fails(
+                text.is_empty() || PasswordHash::parse(text).is_some(),
+                "a whole hash of crypt(3) that begins with $6$, $y$, $5$, $2b$, $2y$, $7$, $gy$ or $1$, as \
+                 `openssl passwd -6` prints it, and no plain password",
+            ),
+            Kind::Timezone => fails(
+                text.is_empty() || Zone::parse(text).is_some(),
+                "a timezone like \"Europe/Berlin\", or nothing for what the release brings",
+            ),
             Kind::Bool => fails(matches!(text, "true" | "false"), "true or false"),
         }
+    }
+}
+
+/// Where swap is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SwapWish {
+    No,
+    /// A disk that Ganeti calls swap, if there is one.
+    Auto,
+    /// A whole disk, by its index.
+    Disk(usize),
+    /// Bytes on the root disk.
+    Size(u64),
+}
+
+impl SwapWish {
+    /// None where the text says nothing of this kind.
+    pub fn parse(text: &str) -> Option<SwapWish> {
+        if let Some(index) = text.strip_prefix("disk") {
+            return index.parse().ok().filter(|index| (1..64).contains(index)).map(SwapWish::Disk);
+        }
+        match text {
+            "no" => return Some(SwapWish::No),
+            "auto" => return Some(SwapWish::Auto),
+            _ => {}
+        }
+        let (number, shift) = match text.as_bytes().last()? {
+            b'M' => (&text[..text.len() - 1], 20),
+            b'G' => (&text[..text.len() - 1], 30),
+            _ => return None,
+        };
+        let number: u64 = number.parse().ok()?;
+        // Less than 1 MiB is no swap; more than 1 TiB is a typing error.
+        let bytes = number.checked_mul(1 << shift)?;
+        ((1 << 20)..=(1 << 40)).contains(&bytes).then_some(SwapWish::Size(bytes))
     }
 }
 
@@ -282,7 +402,17 @@ mod tests {
             ("filesystem", FILESYSTEMS, &["", "ntfs", "EXT4"]),
             ("partition_style", PARTITION_STYLES, &["gtp", ""]),
             ("partition_alignment", &["1", "63", "2048", "1048576"], &["0", "-1", "1048577", "x"]),
+            ("boot", BOOT, &["yes", "", "BIOS"]),
+            (
+                "swap",
+                &["no", "auto", "disk1", "1M", "2G"],
+                &["", "disk0", "disk", "disk64", "0M", "512", "2T", "2000G", "1.5G"],
+            ),
             ("dns", &["", "192.0.2.53,2001:db8::53"], &["resolver", "192.0.2"]),
+            ("network", network::MODES, &["", "none", "Auto"]),
+            ("ssh_keys", &["", "\n"], &["x", "ssh-ed25519"]),
+            ("password_hash", &["", "$1$saltsalt$NuzA7WTAelpl95xgBGWN60"], &["secret", "$6$x"]),
+            ("timezone", &["", "UTC", "Europe/Berlin"], &["/etc/localtime", "../UTC"]),
             ("customize_dir", &["", "/x"], &["x"]),
             ("variants_dir", &["/x"], &["", "x"]),
             ("clean_cache", &["", "0", "14"], &["x", "-1", "1.5"]),

@@ -17,7 +17,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 use pump::{Pump, Tail};
 
-use crate::init::{self, Job};
+use crate::init::{self, Device, Job};
 use crate::report::{self, WithHint};
 use crate::{signals, sys};
 
@@ -34,6 +34,7 @@ pub struct Tool {
     stdin: Vec<u8>,
     isolated: bool,
     chroot: Option<PathBuf>,
+    device: Option<Device>,
     quiet: bool,
 }
 
@@ -75,6 +76,7 @@ impl Tool {
             stdin: Vec::new(),
             isolated: false,
             chroot: None,
+            device: None,
             quiet: false,
         }
     }
@@ -134,6 +136,12 @@ impl Tool {
     pub fn chroot(mut self, root: impl Into<PathBuf>) -> Tool {
         self.chroot = Some(root.into());
         self.isolated()
+    }
+
+    /// In its chroot the /dev has this disk and no other.
+    pub fn with_device(mut self, device: Device) -> Tool {
+        self.device = Some(device);
+        self
     }
 
     /// Its output is kept for an error but not logged.
@@ -245,7 +253,7 @@ impl Tool {
                 self.find()?;
             }
             let argv = std::iter::once(&self.program).chain(&self.args).cloned().collect();
-            let job = Job { chroot: self.chroot.clone(), ..Job::single(argv) };
+            let job = Job { chroot: self.chroot.clone(), device: self.device.clone(), ..Job::single(argv) };
             init_command(&job)
         } else {
             let mut command = Command::new(&self.program);

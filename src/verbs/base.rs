@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::bootstrap;
-use crate::cache::{BaseTar, KeyLock, Kind, NewBase, Store};
-use crate::disk::{Filesystem, LoopDevice, make_filesystem_with};
-use crate::guest::Workspace;
+use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
+use crate::disk::{Filesystem, Format, LoopDevice, make_filesystem};
+use crate::guest::{Workspace, boot};
 use crate::nameless::nameless;
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};
@@ -42,8 +42,12 @@ pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Re
     if !plan.generate_cache {
         return made(plan, workspace, &scratch_dir(&store), None);
     }
-    let lock = store.lock(&plan.recipe, |holder| {
-        report::line(&format!("{:>10}  waiting for {holder}, which bootstraps the same tree", "..."));
+    store.make_dir()?;
+    nameless(&store.dir)
+        .map(drop)
+        .hint(format!("{} must be writable, or set generate_cache to false", store.dir.display()))?;
+    let lock = store.lock(|holder| {
+        report::line(&format!("{:>10}  waiting for {holder}, which makes a tree for the cache", "..."));
     })?;
     if let Some(base) = cached(plan, &store, freshness)? {
         return Ok(base);
@@ -101,19 +105,22 @@ fn made(
     plan: &BasePlan,
     workspace: &Workspace,
     dir: &Path,
-    publish: Option<(Store, KeyLock)>,
+    publish: Option<(Store, StoreLock)>,
 ) -> Result<BaseTar> {
     refuse_full(dir)?;
     let file = nameless(dir)?;
     file.set_len(SCRATCH_BYTES).context("making the file to bootstrap in")?;
     let device = LoopDevice::attach_file(&file, false).context("attaching the file to bootstrap in")?;
     // No journal, no reserve: it lives for a minute.
-    let options = ["-O", "^has_journal", "-m", "0", "-N", "400000", "-E", "nodiscard,lazy_itable_init=1"];
-    make_filesystem_with(&device.path(), Filesystem::Ext4, "", &options)?;
+    let options = &["-O", "^has_journal", "-m", "0", "-N", "400000", "-E", "nodiscard,lazy_itable_init=1"];
+    // Its UUID is what a configuration in the tree names, and is replaced in each guest.
+    let format = Format { uuid: boot::PLACEHOLDER, options, ..Format::new(Filesystem::Ext4) };
+    make_filesystem(&device.path(), &format)?;
     let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", "noinit_itable")?;
     // mke2fs made it for this filesystem, not for the guest's.
     std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
-    let made = bootstrap::make(&plan.recipe, scratch.path()).map_err(|error| with_full_disk(error, dir))?;
+    let made = bootstrap::make(&plan.recipe, scratch.path(), &device.path())
+        .map_err(|error| with_full_disk(error, dir))?;
     // Below the filesystem lies a file on another: what that could not take shows only now.
     scratch.flush().context("writing the bootstrapped tree").map_err(|error| with_full_disk(error, dir))?;
 
@@ -125,9 +132,9 @@ fn made(
             .map_err(|error| with_full_disk(error, dir))
     })?;
     let finished = new.finish(&plan.recipe, made, scratch.used_bytes()?)?;
-    if let Some((store, _lock)) = publish {
+    if let Some((store, lock)) = publish {
         report::step("publishing it in the cache", || {
-            finished.publish(&store).map_err(|error| with_full_disk(error, dir))
+            finished.publish(&store, &lock).map_err(|error| with_full_disk(error, dir))
         })?;
     }
     Ok(finished.into_base())

@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::base::{self, Freshness};
 use super::{Outcome, answer, node_context, warn};
+use crate::bootstrap::Kernel;
 use crate::cache::{Entry, Kind, Store, manifest_path};
 use crate::cli::CacheCommand;
 use crate::guest::Workspace;
-use crate::plan::base_plan;
+use crate::plan::{BasePlan, base_plan, boot_plan};
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
@@ -26,24 +27,44 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
             build(&env, variant.as_deref(), &workspace, Freshness::Checked)?;
             Ok(Outcome::Done)
         }
-        CacheCommand::Refresh => refresh(&env),
+        CacheCommand::Refresh => refresh(&store, &env),
         CacheCommand::Prune => prune(&store, &env),
         CacheCommand::Verify => verify(&store),
         CacheCommand::Seal { file } => seal(&store, file),
     }
 }
 
+/// The trees of a variant that are to be made, with its settings.
 fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
+    for plan in plans(env, variant, None)? {
+        base::ready(&plan, workspace, freshness)?;
+    }
+    Ok(())
+}
+
+/// Which trees a variant wants: what an instance with paravirtual devices gets under KVM, and whatever others stand
+/// in `store` already because creates needed them.
+fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<BasePlan>> {
     let context = node_context(env, variant)?;
     let mut settings = Settings::load(&context, "cache")?;
     warn(&settings);
-    // Whoever says `cache build` wants one, whatever creates do by themselves.
+    // Whoever asks for one wants it, whatever creates do by themselves.
     settings.generate_cache = true;
-    base::ready(&base_plan(&context, &settings), workspace, freshness).map(drop)
+    let usual = boot_plan(&settings, "kvm", &[])?.map(|boot| boot.kernel);
+    let mut plans = vec![base_plan(&context, &settings, usual)];
+    for other in
+        [None, Some(Kernel::Cloud), Some(Kernel::Generic)].into_iter().filter(|other| *other != usual)
+    {
+        let plan = base_plan(&context, &settings, other);
+        if store.map(|store| store.has(&plan.recipe)).transpose()? == Some(true) {
+            plans.push(plan);
+        }
+    }
+    Ok(plans)
 }
 
 /// Every published variant; what several share is made once.
-fn refresh(env: &Env) -> Result<Outcome> {
+fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     let mut names = published(&Places::from_env(env));
     if names.is_empty() {
         names.push("default".into());
@@ -52,14 +73,11 @@ fn refresh(env: &Env) -> Result<Outcome> {
     let mut done: Vec<String> = Vec::new();
     let mut failed = Vec::new();
     for name in &names {
-        let result = node_context(env, Some(name)).and_then(|context| {
-            let settings = Settings::load(&context, "cache")?;
-            let shape = base_plan(&context, &settings).recipe.shape();
-            if done.contains(&shape) {
-                return Ok(());
+        let result = plans(env, Some(name), Some(store)).and_then(|plans| {
+            for plan in plans.iter().filter(|plan| !done.contains(&plan.recipe.shape())).collect::<Vec<_>>() {
+                base::ready(plan, &workspace, Freshness::Anew)?;
+                done.push(plan.recipe.shape());
             }
-            build(env, Some(name), &workspace, Freshness::Anew)?;
-            done.push(shape);
             Ok(())
         });
         if let Err(error) = result {
@@ -112,15 +130,28 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         ));
         return Ok(Outcome::Done);
     }
-    let mut text =
-        format!("{:10} {:8} {:>10}  {:20}  {:8}  FILE\n", "SUITE", "ARCH", "SIZE", "MADE", "STATE");
+    let mut text = format!(
+        "{:10} {:8} {:8} {:>10}  {:20}  {:8}  FILE\n",
+        "SUITE", "ARCH", "KERNEL", "SIZE", "MADE", "STATE"
+    );
     for entry in &entries {
         let made = humantime::format_rfc3339_seconds(entry.made).to_string();
         let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), entry.name());
-        let _ = writeln!(text, "{:10} {:8} {bytes:>10}  {made}  {state:8}  {name}", entry.suite, entry.arch);
+        let (suite, arch, kernel) = (&entry.suite, &entry.arch, kernel(entry));
+        let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
     }
     answer(&text)?;
     Ok(Outcome::Done)
+}
+
+/// `-` where a tree has none, or nobody knows.
+fn kernel(entry: &Entry) -> &str {
+    entry
+        .manifest
+        .as_ref()
+        .map(|manifest| manifest.boot.as_str())
+        .filter(|boot| !boot.is_empty())
+        .unwrap_or("-")
 }
 
 fn state(entry: &Entry, days: Option<u32>) -> &'static str {
@@ -140,6 +171,7 @@ fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
     });
     if let Some(manifest) = &entry.manifest {
         object["codename"] = json!(manifest.codename);
+        object["kernel"] = json!(kernel(entry));
         object["digest"] = json!(manifest.digest);
         object["mirror"] = json!(manifest.mirror);
         object["components"] = json!(manifest.components);
@@ -151,6 +183,14 @@ fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
 
 fn prune(store: &Store, env: &Env) -> Result<Outcome> {
     let days = clean_days(env).hint("`config check` shows all that is wrong; nothing was removed")?;
+    if !store.dir.is_dir() {
+        report::line(&format!("{} is not there: nothing to remove", store.dir.display()));
+        return Ok(Outcome::Done);
+    }
+    // What is being made looks like what was left behind, and takes the place of what has expired.
+    let _lock = store.lock(|holder| {
+        report::line(&format!("{:>10}  waiting for {holder}, which makes a tree for the cache", "..."));
+    })?;
     let mut freed = 0;
     let mut remove = |path: &Path| -> Result<()> {
         let bytes = std::fs::metadata(path).map_or(0, |meta| meta.len());
@@ -168,7 +208,9 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
         remove(&entry.path)?;
         remove(&manifest_path(&entry.path))?;
     }
-    store.sweep(&mut remove)?;
+    for orphan in store.orphans()? {
+        remove(&orphan)?;
+    }
     report::line(&format!("{} freed", size(freed)));
     Ok(Outcome::Done)
 }

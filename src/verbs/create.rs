@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::base::{self, Freshness, LARGER_DISK};
+use super::base::{self, Freshness};
+use super::loader::Loader;
+use super::unpack::unpack;
 use super::{Outcome, answer, warn};
 use crate::cache::BaseTar;
-use crate::disk::{self, Disk, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
+use crate::disk::layout::Role;
+use crate::disk::{self, Disk, Format, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
 use crate::guest::{self, HookResolver, Root, Volumes, Workspace};
 use crate::hooks::{self, Stage};
-use crate::plan::{DiskFacts, Plan, disk_path};
+use crate::plan::{DiskFacts, Plan, SwapPlan, disk_path};
 use crate::report::{self, Hint, size};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
 use crate::signals::Interrupted;
-use crate::{signals, tool, tree};
+use crate::tool;
 
 /// Installs an instance on its first disk.
 pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<Outcome> {
@@ -51,7 +54,8 @@ pub fn on_disk(
     base::refuse_misfit(&base, plan.layout.root_extent().1)?;
     report::step("checking the cache file", || base.verify())?;
 
-    let mut work = Work { disk, swap, plan: &plan, device: None, root: None, root_device: None };
+    let mut work =
+        Work { disk, swap, plan: &plan, device: None, root: None, root_device: None, loader: None };
     let result = work.install(context, instance, settings, &base, workspace);
     if let Err(error) = result {
         let error = full_backing(error, disk);
@@ -70,9 +74,13 @@ pub fn preconditions(plan: &Plan) -> Result<Option<Disk>> {
     if let Some(dir) = &plan.hooks.dir {
         hooks::list(dir)?;
     }
-    let Some(path) = &plan.swap else { return Ok(None) };
-    tool::require("mkswap")?;
-    Disk::open(path).map(Some)
+    if plan.swap != SwapPlan::None {
+        tool::require("mkswap")?;
+    }
+    match &plan.swap {
+        SwapPlan::Device(path) => Disk::open(path).map(Some),
+        SwapPlan::None | SwapPlan::Partition | SwapPlan::File { .. } => Ok(None),
+    }
 }
 
 fn introduce(plan: &Plan, settings: &Settings) {
@@ -91,6 +99,9 @@ fn introduce(plan: &Plan, settings: &Settings) {
     ));
     report::line(&format!("{:>10}  defaults = \"{}\": {}", "settings", layers.era, layers.era_reason));
     warn(settings);
+    for warning in &plan.personality.network.warnings {
+        report::warning(warning);
+    }
 }
 
 /// What is held while a disk is made, in the order of ownership.
@@ -102,6 +113,8 @@ struct Work<'a> {
     root_device: Option<PathBuf>,
     swap: Option<Disk>,
     plan: &'a Plan,
+    /// What makes the finished disk start: written last.
+    loader: Option<Loader>,
 }
 
 impl Work<'_> {
@@ -114,7 +127,10 @@ impl Work<'_> {
         workspace: &Workspace,
     ) -> Result<()> {
         let plan = self.plan;
-        report::step("wiping old signatures", || disk::wipe_ends(self.disk))?;
+        report::step("wiping old signatures", || {
+            disk::wipe_ends(self.disk)?;
+            disk::wipe_partitions(self.disk, &plan.layout)
+        })?;
         let device = self.device.insert(LoopDevice::attach(self.disk)?);
         // The partition exists in the kernel alone: until the tree is complete there is no table on the disk.
         let root_device = match plan.layout.root() {
@@ -125,20 +141,61 @@ impl Work<'_> {
         let label = if plan.layout.style == PartitionStyle::None { INCOMPLETE_LABEL } else { "" };
         let formatted =
             report::step(&format!("formatting {} as {}", root_device.display(), plan.filesystem), || {
-                disk::make_filesystem(&root_device, plan.filesystem, label)
+                let format = Format { label, reader: plan.reader, ..Format::new(plan.filesystem) };
+                disk::make_filesystem(&root_device, &format)
             })?;
-        let swap = self.swap.as_ref().map(make_swap).transpose()?;
-        let root = self.root.insert(workspace.mount(&root_device, plan.filesystem, "target", "")?);
+        let mut volumes = Volumes { root: formatted.uuid, swap: None, esp: None };
+        let root = workspace.mount(&root_device, plan.filesystem, "target", "")?;
+        let root = self.root.insert(root);
         report::long_step("unpacking", || unpack(base, root))?;
+        if let Some(wanted) = plan.boot {
+            let prepare = || Loader::prepare(wanted, root.dir()?, device, &plan.layout, formatted.uuid);
+            self.loader = report::step("preparing the loader", prepare)?;
+        }
+        volumes.esp = self.loader.as_ref().and_then(Loader::esp);
+        let boots = self.loader.is_some();
+        volumes.swap = self.make_swap()?;
+        let root = self.root.as_ref().context("a mounted root")?;
         report::step("personalising", || {
-            let volumes = Volumes { root: formatted.uuid, swap };
-            guest::personalise(root.dir()?, &plan.personality, volumes)
+            let personality = guest::Personality { boots, ..plan.personality.clone() };
+            guest::personalise(root.dir()?, &personality, &volumes)
         })?;
         // All of the tree first: a power cut behind the table must find it whole.
         report::step("writing the tree out", || root.flush())?;
         self.add_table()?;
+        if hooks::any(&plan.hooks)? {
+            let device = self.device.as_ref().context("an attached disk")?;
+            device.show_to_udev(&root_device, formatted.uuid)?;
+        }
         self.run_hooks(context, instance, settings, workspace, &root_device)?;
         self.finish(label, &root_device)
+    }
+
+    /// Makes swap where the plan wants it; how fstab names it.
+    fn make_swap(&mut self) -> Result<Option<String>> {
+        let uuid = match &self.plan.swap {
+            SwapPlan::None => return Ok(None),
+            SwapPlan::Device(_) => {
+                let swap = self.swap.as_ref().context("a device for swap")?;
+                disk::wipe_ends(swap)?;
+                disk::make_swap(&swap.path)?
+            }
+            SwapPlan::Partition => disk::make_swap(&self.add_partition(Role::Swap)?)?,
+            SwapPlan::File { size_bytes } => {
+                let root = self.root.as_ref().context("a mounted root")?;
+                return report::step("making a swap file", || {
+                    guest::swap::make_file(root, *size_bytes)?;
+                    Ok(Some(format!("/{}", guest::swap::FILE)))
+                });
+            }
+        };
+        Ok(Some(format!("UUID={uuid}")))
+    }
+
+    fn add_partition(&mut self, role: Role) -> Result<PathBuf> {
+        let partition = *self.plan.layout.partition(role).context("a partition of the layout")?;
+        let device = self.device.as_mut().context("an attached disk")?;
+        device.add_partition(partition.number, partition.start_bytes(), partition.size_bytes())
     }
 
     /// From here on the disk looks like one with a system on it.
@@ -149,7 +206,10 @@ impl Work<'_> {
         }
         report::step(&format!("writing the {} table", layout.style), || {
             disk::write_table(device.file(), layout)?;
-            for partition in layout.partitions.iter().filter(|p| Some(*p) != layout.root()) {
+            for partition in &layout.partitions {
+                if device.has_partition(partition.number) {
+                    continue;
+                }
                 device.add_partition(partition.number, partition.start_bytes(), partition.size_bytes())?;
             }
             Ok(())
@@ -186,6 +246,8 @@ impl Work<'_> {
             }
             self.root = None;
             if let Some(device) = self.device.take() {
+                // The very last: from here on firmware starts the disk.
+                self.loader.as_ref().map_or(Ok(()), |loader| loader.write(&device, &self.plan.layout))?;
                 device.finish()?;
             }
             // What a hook wrote through the disk's own path lies in that path's page cache.
@@ -219,47 +281,13 @@ impl Work<'_> {
         let wiped = wiped_held
             .and_then(|()| disk::wipe_root(self.disk, start, size))
             .and_then(|()| disk::wipe_ends(self.disk))
+            .and_then(|()| disk::wipe_partitions(self.disk, &self.plan.layout))
             .and_then(|()| self.disk.restore_size());
         match wiped {
             Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is installed on it", "")),
             Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
         }
     }
-}
-
-fn make_swap(swap: &Disk) -> Result<uuid::Uuid> {
-    disk::wipe_ends(swap)?;
-    disk::make_swap(&swap.path)
-}
-
-fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
-    let mut reader = Progress { inner: base.reader()?, done: 0, total: base.size_bytes() };
-    let unpacked = tree::unpack(&mut reader, root.dir()?, &signals::check).map(drop);
-    let is_system = || {
-        let dir = root.dir()?;
-        let is_system = dir.is_dir("etc")? && (dir.is_file("bin/sh")? || dir.is_file("usr/bin/sh")?);
-        ensure!(is_system, "it holds no system: /etc or /bin/sh is missing");
-        Ok(())
-    };
-    let unpacked = unpacked.and_then(|()| is_system());
-    unpacked.with_context(|| format!("unpacking {}", base.name)).map_err(|error| explained(error, base, root))
-}
-
-/// Why a tree could not be unpacked, and what to do about it.
-fn explained(error: anyhow::Error, base: &BaseTar, root: &Root) -> anyhow::Error {
-    let no_space = |cause: &(dyn std::error::Error + 'static)| {
-        let errno = cause.downcast_ref::<rustix::io::Errno>().copied();
-        let errno = errno.or_else(|| rustix::io::Errno::from_io_error(cause.downcast_ref()?));
-        errno == Some(rustix::io::Errno::NOSPC)
-    };
-    if error.is::<Interrupted>() {
-        return error;
-    }
-    if error.chain().any(no_space) {
-        let what = if root.has_inodes() { "is full" } else { "has no inode left" };
-        return error.context(Hint(LARGER_DISK.into())).context(format!("the root filesystem {what}"));
-    }
-    error.context(Hint(format!("{} may be damaged; replace or remove it", base.name)))
 }
 
 /// A sparse file on a full filesystem shows as errors of input and output: say what it was.
@@ -272,23 +300,4 @@ fn full_backing(error: anyhow::Error, disk: &Disk) -> anyhow::Error {
     anyhow::anyhow!(report::sentence(&error))
         .context(format!("the filesystem of {dir} is full"))
         .context(Hint(format!("make room in {dir}")))
-}
-
-/// Tells a terminal how far a reader is.
-struct Progress<R> {
-    inner: R,
-    done: u64,
-    total: u64,
-}
-
-impl<R: std::io::Read> std::io::Read for Progress<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let before = self.done >> 23;
-        self.done += count as u64;
-        if self.done >> 23 != before {
-            report::progress(self.done, self.total);
-        }
-        Ok(count)
-    }
 }

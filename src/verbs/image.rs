@@ -36,8 +36,10 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     if args.format == Format::Qcow2 {
         tool::require("qemu-img")?;
     }
-    let request = as_noded_would(args, &env)?;
-    let Task::Create(instance) = &request.task else { bail!("an image is a create") };
+    let mut request = as_noded_would(args, &env)?;
+    let Task::Create(instance) = &mut request.task else { bail!("an image is a create") };
+    instance.nics_are_known = false;
+    let instance = &*instance;
     let settings = Settings::load(&request.context, "create")?;
     if args.dry_run {
         let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };

@@ -5,6 +5,8 @@ mod cache;
 mod config;
 mod create;
 mod image;
+mod loader;
+mod unpack;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -13,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, OsArgs};
+use crate::plan::refuse_impossible;
 use crate::report::{self, WithHint};
 use crate::request::{Api5Flags, Context, Env, Refusal, Request, Task, VariantName, Verb};
 use crate::settings::Settings;
@@ -83,6 +86,7 @@ fn usage(verb: Verb) -> Outcome {
 /// All that is wrong with an instance's OS parameters and variant, in one answer.
 fn verify(context: &Context) -> Result<Outcome> {
     let settings = Settings::load(context, "verify")?;
+    refuse_impossible(&settings)?;
     warn(&settings);
     Ok(Outcome::Done)
 }

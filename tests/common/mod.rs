@@ -2,6 +2,9 @@
 //! shared by all, and a look at what is left behind.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod guest;
+pub mod running;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -25,22 +28,31 @@ pub fn project() -> &'static Path {
 /// A cache with a freshly bootstrapped tree, made once for all tests (a real debootstrap, about a minute).
 pub fn shared_cache() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-        fs::create_dir_all(&dir).unwrap();
-        let empty = tempfile::tempdir().unwrap();
-        let output = Command::new(PROGRAM)
-            .args(["cache", "build", SUITE])
-            .env_clear()
-            .env("PATH", NODED_PATH)
-            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
-            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
-            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        dir
-    })
+    DIR.get_or_init(|| build_shared("cache", SUITE, "no"))
+}
+
+/// A tree of `suite` with a kernel and GRUB, in a cache of its own.
+pub fn bootable_cache(suite: &str) -> PathBuf {
+    build_shared(&format!("bootable-{suite}"), suite, "auto")
+}
+
+fn build_shared(name: &str, suite: &str, boot: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&dir).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let settings = format!("defaults = \"1\"\nboot = \"{boot}\"\n");
+    fs::write(empty.path().join("config.toml"), settings).unwrap();
+    let output = Command::new(PROGRAM)
+        .args(["cache", "build", suite])
+        .env_clear()
+        .env("PATH", NODED_PATH)
+        .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
+        .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
+        .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    dir
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -85,13 +97,19 @@ impl Node {
 
     /// With the shared tree in its cache.
     pub fn new() -> Node {
-        let node = Node::bare();
-        for entry in fs::read_dir(shared_cache()).unwrap().flatten() {
-            if !entry.file_name().to_string_lossy().ends_with(".lock") {
-                fs::hard_link(entry.path(), node.cache().join(entry.file_name())).unwrap();
-            }
+        Node::bare().with_cache(shared_cache())
+    }
+
+    /// With trees that boot in its cache, too.
+    pub fn bootable(suite: &str) -> Node {
+        Node::new().with_cache(&bootable_cache(suite))
+    }
+
+    fn with_cache(self, dir: &Path) -> Node {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            fs::hard_link(entry.path(), self.cache().join(entry.file_name())).unwrap();
         }
-        node
+        self
     }
 
     pub fn path(&self) -> &Path {
@@ -145,6 +163,20 @@ impl Node {
             env.insert("OS_VARIANT".into(), "default".into());
         }
         env.insert("DISK_0_PATH".into(), disk.display().to_string());
+        env
+    }
+
+    /// What noded sends for a KVM instance that is to start its own loader; its NIC is on QEMU's own network, which
+    /// serves DHCP.
+    pub fn kvm(&self, disk: &Path, params: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let mut env = self.recorded("create-kvm", disk);
+        env.retain(|name, _| !name.starts_with("NIC_0_NETWORK") && name != "NIC_0_IP");
+        env.insert("NIC_0_MAC".into(), "aa:00:00:00:00:01".into());
+        env.insert("INSTANCE_HV_serial_speed".into(), "115200".into());
+        env.insert("INSTANCE_HV_kernel_path".into(), String::new());
+        env.extend(
+            params.iter().map(|(name, value)| (format!("OSP_{}", name.to_uppercase()), (*value).to_owned())),
+        );
         env
     }
 
@@ -275,19 +307,23 @@ impl Drop for Mounted {
     }
 }
 
-/// Where the root begins: number of the partition's first byte, as sfdisk sees the table.
+/// Where the root begins, as sfdisk sees the table.
 pub fn root_offset(disk: &Path) -> u64 {
+    partition_offset(disk, 1)
+}
+
+/// A partition's first byte.
+pub fn partition_offset(disk: &Path, number: u32) -> u64 {
     let json = tool("sfdisk", &["--json", disk.to_str().unwrap()]);
     let table: serde_json::Value = serde_json::from_str(&json).unwrap();
     let partitions = table["partitiontable"]["partitions"].as_array().unwrap();
-    let first = partitions
-        .iter()
-        .find(|p| {
-            p["node"].as_str().unwrap().trim_end_matches(char::is_numeric).len() + 1
-                == p["node"].as_str().unwrap().len()
-                && p["node"].as_str().unwrap().ends_with('1')
-        })
-        .unwrap_or_else(|| panic!("no partition 1 in {json}"));
+    // The name of a node is that of the disk, perhaps a `p`, and the number.
+    let stem = disk.to_str().unwrap();
+    let is_it = |node: &str| {
+        node.strip_prefix(stem).is_some_and(|rest| rest.trim_start_matches('p') == number.to_string())
+    };
+    let first = partitions.iter().find(|p| is_it(p["node"].as_str().unwrap()));
+    let first = first.unwrap_or_else(|| panic!("no partition {number} in {json}"));
     first["start"].as_u64().unwrap() * 512
 }
 

@@ -1,0 +1,196 @@
+//! What starts a guest: GRUB's configuration and images in its tree, made bootable when the cache was made, and given
+//! this guest's identifiers here. No program of the guest runs, nothing is mounted.
+
+use anyhow::{Context, Result, bail};
+use uuid::Uuid;
+
+use super::Console;
+use crate::disk::PartitionStyle;
+use crate::rootdir::RootDir;
+
+/// The root's UUID in a cached tree; every guest gets its own in its place.
+pub const PLACEHOLDER: Uuid = Uuid::from_u128(0x676e_7400_0000_4000_8000_0000_0000_0001);
+
+/// Our settings of GRUB, read after /etc/default/grub: grub-mkconfig in the guest keeps to them.
+pub const GRUB_DEFAULTS: &str = "etc/default/grub.d/50-ganeti.cfg";
+
+const GRUB_CFG: &str = "boot/grub/grub.cfg";
+const PIECES: &str = "boot/grub/i386-pc";
+const SHIM: &str = "usr/lib/shim/shimx64.efi.signed";
+const SIGNED_GRUB: &str = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
+
+/// The largest of the files that are read: GRUB's signed image has a few MiB.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// Which kinds of firmware are to start the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Firmware {
+    pub bios: bool,
+    pub uefi: bool,
+}
+
+/// The console that a cached tree's grub.cfg names.
+pub fn placeholder_console() -> Console {
+    Console { port: "ttyS0", speed: 115_200 }
+}
+
+/// grub-mkconfig's settings. Interfaces keep the kernel's names: whoever knows them by other names matches their MAC.
+pub fn grub_defaults(console: Option<&Console>) -> String {
+    let mut text = format!(
+        "# Written by ganeti-instance-debootstrap; `update-grub` applies changes.\n\
+         GRUB_TIMEOUT=1\n\
+         GRUB_DISABLE_OS_PROBER=true\n\
+         GRUB_CMDLINE_LINUX_DEFAULT=\"\"\n\
+         GRUB_CMDLINE_LINUX=\"net.ifnames=0 {}\"\n",
+        kernel_consoles(console)
+    );
+    if let Some(speed) = serial_speed(console) {
+        text +=
+            &format!("GRUB_TERMINAL=\"console serial\"\nGRUB_SERIAL_COMMAND=\"{}\"\n", serial_command(speed));
+    } else {
+        text += "GRUB_TERMINAL=console\n";
+    }
+    text
+}
+
+/// The kernel writes to all and takes the last for /dev/console.
+fn kernel_consoles(console: Option<&Console>) -> String {
+    match console {
+        None => "console=tty0".into(),
+        // hvc has no speed.
+        Some(console) if console.port == "hvc0" => "console=tty0 console=hvc0".into(),
+        Some(console) => format!("console=tty0 console={},{}n8", console.port, console.speed),
+    }
+}
+
+/// GRUB itself speaks on the first serial port only.
+fn serial_speed(console: Option<&Console>) -> Option<u32> {
+    console.filter(|console| console.port == "ttyS0").map(|console| console.speed)
+}
+
+fn serial_command(speed: u32) -> String {
+    format!("serial --unit=0 --speed={speed}")
+}
+
+/// What GRUB's configuration says of its terminals, as grub-mkconfig writes it.
+fn terminals(console: Option<&Console>) -> String {
+    match serial_speed(console) {
+        Some(speed) => {
+            format!(
+                "{}\nterminal_input console serial\nterminal_output console serial\n",
+                serial_command(speed)
+            )
+        }
+        None => "terminal_input console\nterminal_output console\n".into(),
+    }
+}
+
+/// Whether a tree was made bootable for this: one that was made by hand may not be, or have a loader of its own.
+pub fn is_bootable(root: &RootDir, firmware: Firmware, style: PartitionStyle) -> Result<bool> {
+    let has_bios = root.is_file(format!("{PIECES}/boot.img"))? && root.is_file(core_image(style))?;
+    let has_uefi = root.is_file(SHIM)? && root.is_file(SIGNED_GRUB)?;
+    let config = root.read(GRUB_CFG, MAX_BYTES)?.unwrap_or_default();
+    let ours = String::from_utf8_lossy(&config).contains(&PLACEHOLDER.to_string());
+    Ok(ours && (has_bios || !firmware.bios) && (has_uefi || !firmware.uefi))
+}
+
+/// Gives GRUB this guest's root and console, and leaves the one core image that its disk wants.
+pub fn personalise(
+    root: &RootDir,
+    style: PartitionStyle,
+    filesystem: Uuid,
+    console: Option<&Console>,
+) -> Result<()> {
+    let config = read(root, GRUB_CFG)?;
+    let config = String::from_utf8(config).context("reading GRUB's configuration")?;
+    if let Some(edited) = edit_config(&config, filesystem, console) {
+        root.rewrite(GRUB_CFG, edited.as_bytes())?;
+        root.write(GRUB_DEFAULTS, grub_defaults(console).as_bytes(), 0o644)?;
+    }
+    for candidate in [PartitionStyle::Gpt, PartitionStyle::Msdos] {
+        let path = core_image(candidate);
+        if let Some(image) = root.read(&path, MAX_BYTES)? {
+            if candidate == style {
+                root.write(format!("{PIECES}/core.img"), &image, 0o644)?;
+            }
+            root.remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// grub.cfg with this guest's identifiers; None where it is not one of ours.
+fn edit_config(config: &str, filesystem: Uuid, console: Option<&Console>) -> Option<String> {
+    let placeholder = PLACEHOLDER.to_string();
+    let theirs = placeholder_console();
+    config.contains(&placeholder).then(|| {
+        config
+            .replace(&placeholder, &filesystem.to_string())
+            .replace(&kernel_consoles(Some(&theirs)), &kernel_consoles(console))
+            .replace(&terminals(Some(&theirs)), &terminals(console))
+    })
+}
+
+/// GRUB for BIOS: the guest's boot.img, and its core image for a table.
+pub fn bios_images(root: &RootDir, style: PartitionStyle) -> Result<(Vec<u8>, Vec<u8>)> {
+    Ok((read(root, &format!("{PIECES}/boot.img"))?, read(root, &core_image(style))?))
+}
+
+fn core_image(style: PartitionStyle) -> String {
+    format!("{PIECES}/core-{style}.img")
+}
+
+/// A file of the EFI system partition: its path and its content.
+pub type EfiFile = (String, Vec<u8>);
+
+/// What lies on the EFI system partition beside what firmware starts: GRUB, and where it finds its configuration.
+pub fn efi_files(root: &RootDir, filesystem: Uuid) -> Result<Vec<EfiFile>> {
+    let os_release = root.read("usr/lib/os-release", MAX_BYTES)?.unwrap_or_default();
+    let ubuntu = String::from_utf8_lossy(&os_release).lines().any(|line| line == "ID=ubuntu");
+    let vendor = if ubuntu { "ubuntu" } else { "debian" };
+    let config = format!(
+        "search.fs_uuid {filesystem} root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"
+    );
+    Ok(vec![
+        ("EFI/BOOT/grubx64.efi".into(), read(root, SIGNED_GRUB)?),
+        (format!("EFI/{vendor}/grub.cfg"), config.into_bytes()),
+    ])
+}
+
+/// What firmware starts where no boot entry says otherwise: shim, under the name of the UEFI specification.
+pub fn efi_loader(root: &RootDir) -> Result<EfiFile> {
+    Ok(("EFI/BOOT/BOOTX64.EFI".into(), read(root, SHIM)?))
+}
+
+fn read(root: &RootDir, path: &str) -> Result<Vec<u8>> {
+    match root.read(path, MAX_BYTES)? {
+        Some(bytes) => Ok(bytes),
+        None => bail!("/{path} is missing: the tree does not boot"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grub_cfg_gets_the_guests_root_and_console() {
+        let own = Uuid::from_u128(7);
+        let theirs = placeholder_console();
+        let config = format!(
+            "{}search --fs-uuid --set=root {PLACEHOLDER}\nlinux /boot/vmlinuz root=UUID={PLACEHOLDER} ro net.ifnames=0 {}\n",
+            terminals(Some(&theirs)),
+            kernel_consoles(Some(&theirs))
+        );
+        let slow = Console { port: "ttyS0", speed: 38400 };
+        let edited = edit_config(&config, own, Some(&slow)).unwrap();
+        assert!(!edited.contains(&PLACEHOLDER.to_string()) && !edited.contains("115200"), "{edited}");
+        assert!(edited.contains("console=tty0 console=ttyS0,38400n8\n"));
+        assert!(edited.contains("--speed=38400\nterminal_input console serial"));
+        let none = edit_config(&config, own, None).unwrap();
+        assert!(!none.contains("serial") && none.contains("net.ifnames=0 console=tty0\n"), "{none}");
+        let xen = edit_config(&config, own, Some(&Console { port: "hvc0", speed: 38400 })).unwrap();
+        assert!(xen.contains("console=tty0 console=hvc0\n") && !xen.contains("serial"), "{xen}");
+        assert_eq!(edit_config("linux /vmlinuz root=/dev/vda1\n", own, None), None);
+    }
+}

@@ -1,0 +1,91 @@
+//! apt_dir: the site's own apt sources and the keys that sign them, for the guests of a variant.
+
+use std::path::Path;
+
+/// Files beyond this are no sources and no keys.
+const MAX_BYTES: u64 = 1 << 20;
+/// Files beyond this are no list of a site's sources.
+const MAX_FILES: usize = 100;
+
+/// A file of apt's in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AptFile {
+    /// In the guest, relative to its root.
+    pub path: String,
+    pub content: Vec<u8>,
+}
+
+/// Reads the directory: `*.list` and `*.sources` are sources, `*.asc` and `*.gpg` keys, which sources name as
+/// /etc/apt/keyrings/NAME, `*.pref` preferences. Other names are left out. Problems are sentences.
+pub fn read(dir: &Path, problems: &mut Vec<String>) -> Vec<AptFile> {
+    let mut files = Vec::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => {
+            problems.push(format!("reading apt_dir {}: {error}", dir.display()));
+            return files;
+        }
+    };
+    for entry in entries.flatten().take(MAX_FILES) {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Some(place) = place(&name) else { continue };
+        let path = entry.path();
+        problems.extend(super::files::writable_by_others(&path));
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => {}
+            _ => {
+                problems.push(format!("{} is not a file of 1 MiB at most", path.display()));
+                continue;
+            }
+        }
+        match std::fs::read(&path) {
+            Ok(content) => files.push(AptFile { path: format!("{place}/{name}"), content }),
+            Err(error) => problems.push(format!("reading {}: {error}", path.display())),
+        }
+    }
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    files
+}
+
+/// Where a file belongs, by its ending; the names are those that apt itself reads.
+fn place(name: &str) -> Option<&'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let (stem, ending) = name.rsplit_once('.')?;
+    if stem.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        return None;
+    }
+    match ending {
+        "list" | "sources" => Some("etc/apt/sources.list.d"),
+        "asc" | "gpg" => Some("etc/apt/keyrings"),
+        "pref" => Some("etc/apt/preferences.d"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_go_where_apt_looks_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["site.list", "b.sources", "site.asc", "README", ".hidden.list", "x.pref", "a b.list"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let mut problems = Vec::new();
+        let files = read(dir.path(), &mut problems);
+        let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "etc/apt/keyrings/site.asc",
+                "etc/apt/preferences.d/x.pref",
+                "etc/apt/sources.list.d/b.sources",
+                "etc/apt/sources.list.d/site.list"
+            ]
+        );
+        assert_eq!(problems, [""; 0]);
+        assert!(read(&dir.path().join("no"), &mut problems).is_empty());
+        assert_eq!(problems.len(), 1);
+    }
+}

@@ -1,0 +1,39 @@
+//! What is known of releases by their names: how old their kernels are.
+
+use crate::disk::KernelVersion;
+
+/// Kernels of releases that are older than a node may be. The tools and loaders of a release are of its kernel's age.
+const KERNELS: [(&str, KernelVersion); 13] = [
+    ("wheezy", KernelVersion(3, 2)),
+    ("jessie", KernelVersion(3, 16)),
+    ("stretch", KernelVersion(4, 9)),
+    ("buster", KernelVersion(4, 19)),
+    ("bullseye", KernelVersion(5, 10)),
+    ("bookworm", KernelVersion(6, 1)),
+    ("trixie", KernelVersion(6, 12)),
+    ("trusty", KernelVersion(3, 13)),
+    ("xenial", KernelVersion(4, 4)),
+    ("bionic", KernelVersion(4, 15)),
+    ("focal", KernelVersion(5, 4)),
+    ("jammy", KernelVersion(5, 15)),
+    ("noble", KernelVersion(6, 8)),
+];
+
+/// The kernel of a release; None for one that is not known, which is newer than this program.
+pub fn kernel(suite: &str) -> Option<KernelVersion> {
+    // bookworm-backports and the like are of their release's age.
+    let release = suite.split(['-', '/']).next().unwrap_or(suite);
+    KERNELS.iter().find(|(name, _)| *name == release).map(|(_, kernel)| *kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_is_of_its_releases_age() {
+        assert_eq!(kernel("bullseye"), Some(KernelVersion(5, 10)));
+        assert_eq!(kernel("bookworm-backports"), kernel("bookworm"));
+        assert_eq!(kernel("sid"), None);
+    }
+}

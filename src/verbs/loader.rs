@@ -1,0 +1,76 @@
+//! What starts a finished disk: prepared from its tree, and written when all else has succeeded.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use uuid::Uuid;
+
+use crate::disk::layout::{Layout, Role};
+use crate::disk::{LoopDevice, boot_code, esp};
+use crate::guest::boot::{self, EfiFile};
+use crate::plan::BootPlan;
+use crate::report::{self, WithHint};
+use crate::rootdir::RootDir;
+
+/// The last pieces of a disk that boots.
+pub struct Loader {
+    /// boot.img and core.img.
+    bios: Option<(Vec<u8>, Vec<u8>)>,
+    uefi: Option<Uefi>,
+}
+
+/// The EFI system partition: its node, its volume number, and the file that firmware starts from it.
+struct Uefi {
+    partition: PathBuf,
+    volume: u32,
+    first: EfiFile,
+}
+
+impl Loader {
+    /// Reads the pieces from the tree, and fills the EFI system partition but for what firmware starts. None where the
+    /// tree has no GRUB: that is an error only if somebody asked for it.
+    pub fn prepare(
+        wanted: BootPlan,
+        root: &RootDir,
+        device: &mut LoopDevice,
+        layout: &Layout,
+        root_uuid: Uuid,
+    ) -> Result<Option<Loader>> {
+        if !boot::is_bootable(root, wanted.firmware, layout.style)? {
+            let lacking = "the cached tree was not made to boot: it was made by hand, or by the predecessor";
+            if wanted.asked_for {
+                return Err(anyhow::anyhow!("a loader is wanted, but {lacking}"))
+                    .hint("remove that cache file, or set boot = \"no\"");
+            }
+            report::warning(&format!("nothing will start this disk by itself: {lacking}"));
+            return Ok(None);
+        }
+        let bios = wanted.firmware.bios.then(|| boot::bios_images(root, layout.style)).transpose()?;
+        let mut loader = Loader { bios, uefi: None };
+        if wanted.firmware.uefi {
+            let esp = *layout.partition(Role::Esp).context("an EFI system partition")?;
+            let partition = device.add_partition(esp.number, esp.start_bytes(), esp.size_bytes())?;
+            let volume = esp::make(&partition, esp.size_bytes(), &boot::efi_files(root, root_uuid)?)?;
+            loader.uefi = Some(Uefi { partition, volume, first: boot::efi_loader(root)? });
+        }
+        Ok(Some(loader))
+    }
+
+    /// How fstab names the EFI system partition.
+    pub fn esp(&self) -> Option<String> {
+        self.uefi.as_ref().map(|uefi| format!("UUID={}", esp::volume_name(uefi.volume)))
+    }
+
+    /// Writes what firmware starts; a boot sector that a hook wrote stays.
+    pub fn write(&self, device: &LoopDevice, layout: &Layout) -> Result<()> {
+        if let Some(uefi) = &self.uefi {
+            esp::add(&uefi.partition, std::slice::from_ref(&uefi.first))?;
+        }
+        let Some((boot, core)) = &self.bios else { return Ok(()) };
+        if boot_code::has_boot_code(device.file())? {
+            report::line(&format!("{:>10}  a hook wrote a boot sector of its own; it stays", ""));
+            return Ok(());
+        }
+        boot_code::embed(device.file(), layout, boot, core)
+    }
+}
