@@ -102,6 +102,15 @@ impl RootDir {
         Ok(RootDir { top })
     }
 
+    /// The tree below the directory at `path`, which may not be a link; `None` if there is none.
+    pub fn below(&self, path: impl AsRef<Path>) -> Result<Option<RootDir>> {
+        let path = path.as_ref();
+        match self.open_at(path, HOLD_DIR | OFlags::NOFOLLOW) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            top => Ok(Some(RootDir { top: top.with_context(|| format!("opening {}", shown(path)))? })),
+        }
+    }
+
     /// The top itself, held by `O_PATH`.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.top.as_fd()

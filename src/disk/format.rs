@@ -11,14 +11,6 @@ use crate::tool::{Tool, ToolError};
 /// The label that a filesystem on a bare disk bears until its tree is complete.
 pub const INCOMPLETE_LABEL: &str = "incomplete";
 
-/// A device that now holds an empty filesystem.
-#[derive(Debug)]
-pub struct Formatted {
-    pub filesystem: Filesystem,
-    /// The UUID it was given.
-    pub uuid: Uuid,
-}
-
 /// How a filesystem is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Format<'a> {
@@ -54,7 +46,7 @@ pub fn mkfs_of(filesystem: Filesystem) -> &'static str {
 }
 
 /// Makes a filesystem.
-pub fn make_filesystem(device: &Path, format: &Format) -> Result<Formatted> {
+pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
     let Format { filesystem, uuid, label, options, .. } = *format;
     let tool = Tool::new(mkfs_of(filesystem));
     let tool = match filesystem {
@@ -77,8 +69,7 @@ pub fn make_filesystem(device: &Path, format: &Format) -> Result<Formatted> {
             break;
         }
     }
-    made.with_context(|| format!("formatting {} as {filesystem}", device.display()))?;
-    Ok(Formatted { filesystem, uuid })
+    made.with_context(|| format!("formatting {} as {filesystem}", device.display()))
 }
 
 /// Options that keep features away which a reader does not know yet: to be tried one after the other, the last one is

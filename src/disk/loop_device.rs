@@ -40,19 +40,31 @@ impl LoopDevice {
     /// Attaches a whole disk, with sectors of 512 bytes and direct I/O where it can be had.
     pub fn attach(disk: &Disk) -> Result<LoopDevice> {
         let shown = disk.path.display();
-        LoopDevice::attach_file(&disk.file, direct_io_is_safe(&disk.file))
+        let scan = loop_flags::PARTSCAN;
+        LoopDevice::attach_window(&disk.file, Window::WHOLE, scan, direct_io_is_safe(&disk.file))
             .with_context(|| format!("attaching {shown} to a loop device"))
+    }
+
+    /// Attaches one part of a disk that a guest wrote, and nothing else of it: no partition is looked for in it.
+    pub fn attach_part(disk: &Disk, start_bytes: u64, size_bytes: u64) -> Result<LoopDevice> {
+        let window = Window { start_bytes, size_bytes };
+        LoopDevice::attach_window(&disk.file, window, 0, direct_io_is_safe(&disk.file))
+            .with_context(|| format!("attaching a part of {} to a loop device", disk.path.display()))
     }
 
     /// Attaches a file that is not a guest's disk.
     pub fn attach_file(backing: &File, direct_io: bool) -> Result<LoopDevice> {
+        LoopDevice::attach_window(backing, Window::WHOLE, loop_flags::PARTSCAN, direct_io)
+    }
+
+    fn attach_window(backing: &File, window: Window, flags: u32, direct_io: bool) -> Result<LoopDevice> {
         let control = LoopDevice::control()?;
         for _ in 0..ATTEMPTS {
             signals::check()?;
             let number = sys::loop_get_free(&control)
                 .context("asking for a free loop device")
                 .hint("see /sys/module/loop/parameters/max_loop, and `losetup -a` for what is attached")?;
-            if let Some(device) = try_attach(number, backing, direct_io)? {
+            if let Some(device) = try_attach(number, backing, window, flags, direct_io)? {
                 return Ok(device);
             }
         }
@@ -180,8 +192,26 @@ impl Drop for LoopDevice {
     }
 }
 
+/// What of the backing a device shows.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    start_bytes: u64,
+    /// 0: to the end.
+    size_bytes: u64,
+}
+
+impl Window {
+    const WHOLE: Window = Window { start_bytes: 0, size_bytes: 0 };
+}
+
 /// One try with one device; None where somebody else was faster.
-fn try_attach(number: u32, backing: &File, direct_io: bool) -> Result<Option<LoopDevice>> {
+fn try_attach(
+    number: u32,
+    backing: &File,
+    window: Window,
+    flags: u32,
+    direct_io: bool,
+) -> Result<Option<LoopDevice>> {
     let path = PathBuf::from(format!("/dev/loop{number}"));
     let file = OpenOptions::new()
         .read(true)
@@ -196,17 +226,17 @@ fn try_attach(number: u32, backing: &File, direct_io: bool) -> Result<Option<Loo
     let dio = if direct_io { loop_flags::DIRECT_IO } else { 0 };
     let setup = LoopSetup {
         backing,
-        offset_bytes: 0,
-        size_limit_bytes: 0,
+        offset_bytes: window.start_bytes,
+        size_limit_bytes: window.size_bytes,
         sector_bytes: SECTOR_BYTES as u32,
-        flags: loop_flags::AUTOCLEAR | loop_flags::PARTSCAN | dio,
+        flags: loop_flags::AUTOCLEAR | flags | dio,
     };
     match sys::loop_configure(&file, &setup) {
         Ok(()) => {}
         Err(Errno::EBUSY) => return Ok(None),
         Err(Errno::EINVAL) if direct_io => {
             drop(file); // and with it the lock
-            return try_attach(number, backing, false);
+            return try_attach(number, backing, window, flags, false);
         }
         Err(error) => return Err(error).with_context(|| format!("configuring {}", path.display())),
     }

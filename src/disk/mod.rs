@@ -4,6 +4,7 @@
 mod backing;
 pub mod boot_code;
 pub mod esp;
+pub mod foreign;
 mod format;
 pub mod layout;
 mod loop_device;
@@ -15,7 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use backing::{Disk, Medium};
-pub use format::{Format, Formatted, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, mkfs_of};
+pub use format::{Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, mkfs_of};
 pub use loop_device::LoopDevice;
 pub use table::{table_is_there, write_table};
 pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root};

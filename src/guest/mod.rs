@@ -22,7 +22,7 @@ use crate::rootdir::RootDir;
 pub use access::Access;
 pub use console::Console;
 pub use mount::{Root, Workspace};
-pub use names::edit_hosts;
+pub use names::{Called, called, edit_hosts, rename_in_hosts};
 pub use network::Network;
 pub use resolver::{HookResolver, Resolver};
 pub use timezone::Zone;
@@ -75,6 +75,26 @@ pub fn personalise(root: &RootDir, personality: &Personality, volumes: &Volumes)
         timezone.write(root)?;
     }
     identity::renew(root, name)
+}
+
+/// What changes in a guest that lives already when its instance gets another name.
+#[derive(Debug, Clone)]
+pub struct Renaming {
+    pub old: InstanceName,
+    pub new: InstanceName,
+    pub network: Network,
+    /// For the new name; the servers are those that the guest may have been given.
+    pub resolver: Resolver,
+}
+
+/// Gives a guest its new name and NICs, where it has what this program wrote; says whether the network is among that.
+pub fn rename(root: &RootDir, renaming: &Renaming, called: Called) -> Result<bool> {
+    let Renaming { old, new, network, resolver } = renaming;
+    let old_resolver = Resolver { search: old.domain().map(str::to_owned), ..resolver.clone() };
+    resolver.rewrite(root, &old_resolver)?;
+    let network_is_ours = network.rewrite(root, resolver)?;
+    names::rename(root, old, new, called)?;
+    Ok(network_is_ours)
 }
 
 /// The root by its UUID, in the form of fstab(5).

@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::disk::Filesystem;
-use crate::report::WithHint;
+use crate::report::{self, Hint, WithHint};
 use crate::rootdir::RootDir;
 use crate::tool::Tool;
 use crate::{PROGRAM, sys};
@@ -46,14 +46,46 @@ impl Workspace {
         &self.dir
     }
 
-    /// Mounts a device as `name` in the workspace.
+    /// Mounts a device that we formatted as `name` in the workspace.
     pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, options: &str) -> Result<Root> {
+        self.mount_as(device, filesystem, filesystem.name(), name, MsFlags::empty(), options)
+    }
+
+    /// Mounts a filesystem that a guest wrote as `name` in the workspace: no program, device or suid bit of it counts,
+    /// and damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
+    pub fn mount_foreign(&self, device: &Path, filesystem: Filesystem, name: &str) -> Result<Root> {
+        let inert = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let (driver, options) = match filesystem {
+            // One driver for the three, here and in every kernel of today.
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
+            // A copy of it may be mounted too.
+            Filesystem::Xfs => ("xfs", "nouuid"),
+            Filesystem::Btrfs => ("btrfs", "subvolid=5"),
+        };
+        report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
+        self.mount_as(device, filesystem, driver, name, inert, options)
+            .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
+    }
+
+    fn mount_as(
+        &self,
+        device: &Path,
+        filesystem: Filesystem,
+        driver: &str,
+        name: &str,
+        flags: MsFlags,
+        options: &str,
+    ) -> Result<Root> {
         let target = self.dir.join(name);
         std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
         let options = Some(options).filter(|o| !o.is_empty());
-        mount(Some(device), &target, Some(filesystem.name()), MsFlags::MS_NOATIME, options)
+        mount(Some(device), &target, Some(driver), MsFlags::MS_NOATIME | flags, options)
             .with_context(|| format!("mounting {} as {filesystem}", device.display()))
-            .hint(format!("the node's kernel must know the filesystem: modprobe {filesystem}"))?;
+            .map_err(|error| match error.downcast_ref() {
+                Some(Errno::ENODEV) => error
+                    .context(Hint(format!("the node's kernel must know the filesystem: modprobe {driver}"))),
+                _ => error,
+            })?;
         // From here on the mount is owned: an error below unmounts it.
         let guard = Mount { target, mounted: true };
         let held = File::open(&guard.target).context("opening the mount point")?;

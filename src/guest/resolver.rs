@@ -25,6 +25,13 @@ impl Resolver {
         root.write(PATH, self.text().as_bytes(), 0o644)
     }
 
+    /// Writes the file where it stands as `old` wrote it: a domain that is another now.
+    pub fn rewrite(&self, root: &RootDir, old: &Resolver) -> Result<()> {
+        let unchanged = root.kind(PATH)? == Some(Kind::File)
+            && root.read(PATH, MAX_BYTES)?.is_some_and(|text| text == old.text().as_bytes());
+        if unchanged { self.write(root) } else { Ok(()) }
+    }
+
     /// resolv.conf(5).
     pub(super) fn text(&self) -> String {
         let mut text = String::new();

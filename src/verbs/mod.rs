@@ -4,9 +4,12 @@ mod base;
 mod cache;
 mod config;
 mod create;
+mod guest_disk;
 mod image;
 mod loader;
+mod rename;
 mod unpack;
+mod work;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -68,7 +71,8 @@ fn os_verb(verb: Verb, args: &OsArgs, env: Env) -> Result<Outcome> {
     match &request.task {
         Task::Create(instance) => create::create(&request.context, instance, args.dry_run),
         Task::Verify => verify(&request.context),
-        Task::Rename(..) | Task::Export { .. } | Task::Import { .. } => {
+        Task::Rename(instance, old) => rename::rename(&request.context, instance, old, args.dry_run),
+        Task::Export { .. } | Task::Import { .. } => {
             bail!("this version cannot {} yet; nothing was changed", verb.name())
         }
     }

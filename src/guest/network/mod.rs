@@ -204,11 +204,33 @@ impl Renderer {
 }
 
 impl Network {
+    /// That of a guest whose NICs are nobody's business here.
+    pub fn none() -> Network {
+        Network { mode: Mode::Manual, in_container: false, interfaces: Vec::new(), warnings: Vec::new() }
+    }
+
     /// Writes the files of what the guest has. Files of ours that the tree brought along are another guest's, and
     /// go. An error where addresses were asked for and the guest has nothing to set them up with.
     pub fn write(&self, root: &RootDir, resolver: &Resolver) -> Result<()> {
-        remove_ours(root)?;
         ifupdown::write_loopback(root)?;
+        self.replace(root, &ours(root)?, resolver)
+    }
+
+    /// Writes our files anew where a guest has some, for NICs that are others now; all else is its owner's. Says
+    /// whether it did.
+    pub fn rewrite(&self, root: &RootDir, resolver: &Resolver) -> Result<bool> {
+        let old = ours(root)?;
+        if old.is_empty() || self.interfaces.is_empty() {
+            return Ok(false);
+        }
+        self.replace(root, &old, resolver)?;
+        Ok(true)
+    }
+
+    fn replace(&self, root: &RootDir, old: &[String], resolver: &Resolver) -> Result<()> {
+        for path in old {
+            root.remove(path)?;
+        }
         if self.interfaces.is_empty() {
             return Ok(());
         }
@@ -231,8 +253,8 @@ impl Network {
     }
 }
 
-/// Removes what an earlier run wrote, wherever it may be.
-fn remove_ours(root: &RootDir) -> Result<()> {
+/// What an earlier run wrote, wherever it may be.
+fn ours(root: &RootDir) -> Result<Vec<String>> {
     let numbered = [("etc/systemd/network", "10-ganeti-nic"), ("etc/systemd/network", "50-ganeti-nic")];
     let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::PATIENCE];
     let mut paths: Vec<String> = single.map(str::to_owned).into();
@@ -242,13 +264,14 @@ fn remove_ours(root: &RootDir) -> Result<()> {
             paths.extend(names.filter(|name| name.starts_with(prefix)).map(|name| format!("{dir}/{name}")));
         }
     }
+    let mut ours = Vec::new();
     for path in paths {
         let is_file = root.kind(&path)? == Some(Kind::File);
         if is_file && root.read(&path, MAX_BYTES)?.is_some_and(|text| text.starts_with(HEADER.as_bytes())) {
-            root.remove(&path)?;
+            ours.push(path);
         }
     }
-    Ok(())
+    Ok(ours)
 }
 
 /// What picks a NIC in systemd's files. A VLAN, bridge or bond that an admin adds later has the NIC's MAC too: only

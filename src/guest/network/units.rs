@@ -6,6 +6,8 @@ use crate::rootdir::{Kind, RootDir};
 
 const MAX_BYTES: u64 = 1 << 20;
 const ETC: &str = "etc/systemd/system";
+/// Units that one brings along; networkd's has five.
+const MAX_UNITS: usize = 64;
 
 /// What an [Install] section asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,7 +25,14 @@ pub fn enable(root: &RootDir, unit: &str) -> Result<()> {
     let mut pending = vec![unit.to_owned()];
     let mut done: Vec<String> = Vec::new();
     while let Some(unit) = pending.pop() {
-        let Some(dir) = find(root, &unit)?.filter(|_| !done.contains(&unit)) else { continue };
+        if done.contains(&unit) {
+            continue;
+        }
+        ensure!(done.len() < MAX_UNITS, "the unit {unit} brings along more than {MAX_UNITS} others");
+        let Some(dir) = find(root, &unit)? else {
+            done.push(unit);
+            continue;
+        };
         let text = root.read(format!("{dir}/{unit}"), MAX_BYTES)?.unwrap_or_default();
         let install = Install::parse(&String::from_utf8_lossy(&text));
         link(root, dir, &unit, &install)?;

@@ -1,0 +1,155 @@
+//! What lies in a partition, by its superblock: enough to know which driver of the kernel may have it, and that the
+//! filesystem keeps to its own device. Offsets are those of ext4's, xfs's and btrfs's documented superblocks.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+use uuid::Uuid;
+
+use super::ReadAt;
+use crate::disk::Filesystem;
+
+/// What a partition, or a bare disk, holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A filesystem that can be mounted.
+    Filesystem(Volume),
+    /// Something known that holds no guest's root, or one that is not mounted; with the reason.
+    Other(String),
+    /// Nothing that is known here.
+    Unknown,
+}
+
+/// A filesystem on one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    pub filesystem: Filesystem,
+    pub uuid: Uuid,
+    /// btrfs: what its metadata bear where the UUID was changed later.
+    pub metadata_uuid: Option<Uuid>,
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Filesystem(volume) => write!(f, "{}", volume.filesystem),
+            Content::Other(what) => f.write_str(what),
+            Content::Unknown => f.write_str("nothing that is known"),
+        }
+    }
+}
+
+const EXT_AT: u64 = 1024;
+const BTRFS_AT: u64 = 64 << 10;
+const SUPERBLOCK_BYTES: usize = 4096;
+
+/// Looks at `size_bytes` at `start_bytes`.
+pub fn identify(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64) -> Result<Content> {
+    let read = |at: u64| -> Result<Option<[u8; SUPERBLOCK_BYTES]>> {
+        if at + SUPERBLOCK_BYTES as u64 > size_bytes {
+            return Ok(None);
+        }
+        let mut bytes = [0u8; SUPERBLOCK_BYTES];
+        disk.read_into(&mut bytes, start_bytes + at).context("reading a superblock")?;
+        Ok(Some(bytes))
+    };
+    let Some(start) = read(0)? else { return Ok(Content::Unknown) };
+    let has = |at: usize, magic: &[u8]| start[at..].starts_with(magic);
+    if has(0, b"XFSB") {
+        return Ok(xfs(&start));
+    }
+    if let Some(content) = read(BTRFS_AT)?.as_ref().and_then(btrfs) {
+        return Ok(content);
+    }
+    if let Some(content) = read(EXT_AT)?.as_ref().and_then(ext) {
+        return Ok(content);
+    }
+    let known: [(usize, &[u8], &str); 7] = [
+        (SUPERBLOCK_BYTES - 10, b"SWAPSPACE2", "swap"),
+        (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
+        (0x218, b"LVM2 001", "a physical volume of LVM"),
+        (3, b"NTFS    ", "NTFS"),
+        (3, b"EXFAT   ", "exFAT"),
+        (0x36, b"FAT1", "a FAT filesystem"),
+        (0x52, b"FAT32", "a FAT filesystem"),
+    ];
+    let found = known.iter().find(|(at, magic, _)| has(*at, magic));
+    Ok(found.map_or(Content::Unknown, |(_, _, what)| Content::Other((*what).into())))
+}
+
+/// ext2, ext3 or ext4, told apart by their features as blkid does.
+fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
+    const HAS_JOURNAL: u32 = 0x4;
+    const JOURNAL_DEVICE: u32 = 0x8;
+    const MULTIPLE_MOUNT_PROTECTION: u32 = 0x100;
+    /// Whatever ext3 does not know: all but filetype, recover, journal_dev and meta_bg.
+    const INCOMPATIBLE_EXT4: u32 = !(0x2 | 0x4 | JOURNAL_DEVICE | 0x10);
+    /// All but sparse_super, large_file and btree_dir.
+    const READ_ONLY_EXT4: u32 = !(0x1 | 0x2 | 0x4);
+    const MOUNT_OPTIONS: std::ops::Range<usize> = 0x200..0x240;
+    if superblock[0x38..0x3a] != [0x53, 0xef] {
+        return None;
+    }
+    let (compatible, incompatible, read_only) =
+        (u32_le(superblock, 0x5c), u32_le(superblock, 0x60), u32_le(superblock, 0x64));
+    let filesystem = if incompatible & INCOMPATIBLE_EXT4 != 0 || read_only & READ_ONLY_EXT4 != 0 {
+        Filesystem::Ext4
+    } else if compatible & HAS_JOURNAL != 0 {
+        Filesystem::Ext3
+    } else {
+        Filesystem::Ext2
+    };
+    let journal_elsewhere = incompatible & JOURNAL_DEVICE != 0
+        || (compatible & HAS_JOURNAL != 0 && u32_le(superblock, 0xe4) != 0)
+        || superblock[MOUNT_OPTIONS].windows(8).any(|option| option == b"journal_");
+    if journal_elsewhere {
+        return Some(Content::Other(format!("{filesystem} with its journal on another device")));
+    }
+    if incompatible & MULTIPLE_MOUNT_PROTECTION != 0 {
+        return Some(Content::Other(format!("{filesystem} with multiple mount protection")));
+    }
+    Some(volume(filesystem, &superblock[0x68..0x78]))
+}
+
+fn xfs(superblock: &[u8; SUPERBLOCK_BYTES]) -> Content {
+    // sb_logstart: 0 means a log device.
+    if superblock[48..56] == [0; 8] {
+        return Content::Other("xfs with its log on another device".into());
+    }
+    volume(Filesystem::Xfs, &superblock[32..48])
+}
+
+fn btrfs(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
+    const INCOMPATIBLE_AT: usize = 0xbc;
+    const METADATA_UUID: u64 = 1 << 10;
+    if superblock[0x40..0x48] != *b"_BHRfS_M" {
+        return None;
+    }
+    let devices = u64_le(superblock, 0x88);
+    if devices != 1 {
+        return Some(Content::Other(format!("btrfs on {devices} devices")));
+    }
+    let mut content = volume(Filesystem::Btrfs, &superblock[0x20..0x30]);
+    if let Content::Filesystem(volume) = &mut content {
+        if u64_le(superblock, INCOMPATIBLE_AT) & METADATA_UUID != 0 {
+            volume.metadata_uuid = Some(uuid(&superblock[0x23b..0x24b]));
+        }
+    }
+    Some(content)
+}
+
+fn volume(filesystem: Filesystem, id: &[u8]) -> Content {
+    Content::Filesystem(Volume { filesystem, uuid: uuid(id), metadata_uuid: None })
+}
+
+fn uuid(bytes: &[u8]) -> Uuid {
+    Uuid::from_slice(bytes).unwrap_or(Uuid::nil())
+}
+
+fn u32_le(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_le(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_le(bytes, at)) | u64::from(u32_le(bytes, at + 4)) << 32
+}

@@ -1,0 +1,74 @@
+//! A disk that somebody else wrote: what is on it, read by bounded readers of our own, so that the node's kernel parses
+//! no table of a guest, and no filesystem that reaches for other devices of the node.
+
+mod content;
+pub mod partitions;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+
+pub use content::{Content, Volume, identify};
+pub use partitions::TableKind;
+
+use super::Disk;
+
+/// Bytes that can be read at any offset.
+pub trait ReadAt {
+    /// Fills the buffer with the bytes at `offset`.
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, offset)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let range = start.and_then(|start| Some(start..start.checked_add(buffer.len())?));
+        let bytes = range.and_then(|range| self.get(range)).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// A part of a disk, and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// None: the whole disk, without a table.
+    pub number: Option<u32>,
+    pub start_bytes: u64,
+    pub size_bytes: u64,
+    pub content: Content,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            Some(number) => write!(f, "partition {number}: {}", self.content),
+            None => write!(f, "the bare disk: {}", self.content),
+        }
+    }
+}
+
+/// What a disk holds, in the order of the partitions' numbers. An error where its table is damaged.
+pub fn survey(disk: &Disk) -> Result<(Option<TableKind>, Vec<Part>)> {
+    let context = || format!("looking at what is on {}", disk.path.display());
+    // What is read here must be what a direct-I/O loop device will see.
+    disk.flush_path_cache()?;
+    let part = |number, start_bytes, size_bytes| -> Result<Part> {
+        let content = identify(&disk.file, start_bytes, size_bytes)?;
+        Ok(Part { number, start_bytes, size_bytes, content })
+    };
+    let Some(table) = partitions::read(&disk.file, disk.size_bytes).with_context(context)? else {
+        return Ok((None, vec![part(None, 0, disk.size_bytes).with_context(context)?]));
+    };
+    let parts = table.partitions.iter().map(|p| part(Some(p.number), p.start_bytes, p.size_bytes));
+    Ok((Some(table.kind), parts.collect::<Result<_>>().with_context(context)?))
+}
