@@ -1,5 +1,6 @@
 //! rename: on every layout and filesystem, whatever settings the disk was made with; what it accepts, what it leaves
 //! alone, and what it says.
+#![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
 mod common;
 
