@@ -56,9 +56,16 @@ pub struct OsArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// What Ganeti wants checked: always `parameters`.
-    #[arg(value_name = "WHAT")]
-    pub what: Option<String>,
+    /// What is to be checked.
+    #[arg(value_name = "WHAT", value_enum)]
+    pub what: Vec<Checked>,
+}
+
+/// What the OS interface knows to be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Checked {
+    /// The OS parameters and the variant.
+    Parameters,
 }
 
 /// A disk image's format.

@@ -13,7 +13,8 @@ use crate::guest::boot::Firmware;
 use crate::guest::{Access, Console, Personality, Resolver, network};
 use crate::report::{WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
-use crate::settings::{BootWish, Compression, Settings, SwapWish};
+use crate::settings::together::{self, Conflict};
+use crate::settings::{BootWish, Compression, Problems, Settings, SwapWish};
 use crate::suite;
 
 /// What is known of the disk before the plan is made.
@@ -112,27 +113,11 @@ pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String])
     if wish == BootWish::No || (wish == BootWish::Auto && (containers || style == PartitionStyle::None)) {
         return Ok(None);
     }
-    let refuse = |why: String| {
-        let refusal =
-            anyhow::anyhow!("boot is \"{}\"{}, but {why}", settings.text("boot"), settings.set_in("boot"));
-        Err(refusal)
-            .hint("set boot = \"no\" and let the hypervisor start its own kernel, or a hook install a loader")
-    };
-    if settings.arch != "amd64" {
-        return refuse(format!("a loader is known for amd64 only, not for {}", settings.arch));
-    }
-    let mirror = settings.mirror.first().map_or("", String::as_str);
-    if ["file:", "copy:", "ssh:"].iter().any(|scheme| mirror.starts_with(scheme)) {
-        return refuse(format!("kernel and GRUB come by the guest's own apt, which cannot reach {mirror}"));
-    }
+    refuse(together::against_boot(settings))?;
     let firmware = match (wish, style) {
-        (_, PartitionStyle::None) => return refuse("partition_style none has no room for a loader".into()),
-        (BootWish::Uefi, PartitionStyle::Msdos) => {
-            return refuse("UEFI wants partition_style gpt, not msdos".into());
-        }
         (BootWish::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
         (BootWish::Uefi, _) => Firmware { bios: false, uefi: true },
-        (_, PartitionStyle::Gpt) => Firmware { bios: true, uefi: true },
+        _ => Firmware { bios: true, uefi: true },
     };
     // PV-GRUB2 unpacks gzip, xz and lzo: bookworm's generic kernel, no cloud kernel, and none of trixie's (zstd), which
     // wants pygrub. Emulated devices have their drivers in the generic one.
@@ -141,24 +126,23 @@ pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String])
     Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootWish::Auto }))
 }
 
-/// Refuses settings that cannot work whatever the instance is: `verify` knows none.
-pub fn refuse_impossible(settings: &Settings) -> Result<()> {
-    if matches!(settings.boot, BootWish::Bios | BootWish::Uefi) {
-        boot_plan(settings, "kvm", &[])?;
-    }
-    if let SwapWish::Size(_) = settings.swap {
-        refuse_swap_on_btrfs(settings)?;
-    }
-    Ok(())
+/// All conflicts in one answer.
+fn refuse(conflicts: impl IntoIterator<Item = Conflict>) -> Result<()> {
+    let sentences: Vec<String> = conflicts.into_iter().map(|conflict| conflict.sentence).collect();
+    if sentences.is_empty() { Ok(()) } else { Err(Problems(sentences).into()) }
 }
 
-/// A swap file wants a filesystem that does not copy on write; with a table swap is a partition.
-fn refuse_swap_on_btrfs(settings: &Settings) -> Result<()> {
-    if settings.partition_style == PartitionStyle::None && settings.filesystem == Filesystem::Btrfs {
-        return Err(anyhow::anyhow!("a swap file cannot lie on btrfs{}", settings.set_in("swap")))
-            .hint("set partition_style to gpt, or swap to a disk of its own (disk1)");
+/// Debian's pygrub brings readers of its own: of ext2 to ext4, and of no xfs or btrfs that is made today.
+fn refuse_pygrub(instance: &Instance, settings: &Settings) -> Result<()> {
+    if !instance.pygrub || settings.filesystem.is_ext() {
+        return Ok(());
     }
-    Ok(())
+    Err(anyhow::anyhow!(
+        "the instance is started by pygrub (use_bootloader), which cannot read {}{}",
+        settings.filesystem,
+        settings.set_in("filesystem")
+    ))
+    .hint("set filesystem to ext4, or start the instance by PV-GRUB2, or set boot to \"no\"")
 }
 
 /// Where swap comes.
@@ -173,7 +157,7 @@ fn swap_plan(instance: &Instance, settings: &Settings) -> Result<SwapPlan> {
             return Ok(SwapPlan::Partition);
         }
         SwapWish::Size(size_bytes) => {
-            refuse_swap_on_btrfs(settings)?;
+            refuse(together::against_swap_file(settings))?;
             return Ok(SwapPlan::File { size_bytes });
         }
         SwapWish::Disk(index) => index,
@@ -202,6 +186,9 @@ impl Plan {
             bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
         }
         let boot = boot_plan(settings, &instance.hypervisor, &instance.device_types)?;
+        if boot.is_some() {
+            refuse_pygrub(instance, settings)?;
+        }
         let swap = swap_plan(instance, settings)?;
         let wishes = Wishes {
             alignment_sectors: settings.partition_alignment_sectors,

@@ -42,6 +42,20 @@ pub fn ascii(text: &[u8]) -> String {
     text.iter().map(clean).collect()
 }
 
+/// Characters of a wrong value that a message repeats.
+const QUOTED_MAX: usize = 80;
+
+/// A wrong value in quotes, for a message: escaped, so that it stays on its line, and cut where it is long.
+pub fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(QUOTED_MAX).collect();
+    let shown = shown.escape_default();
+    if text.chars().nth(QUOTED_MAX).is_some() {
+        format!("\"{shown}...\" ({} bytes)", text.len())
+    } else {
+        format!("\"{shown}\"")
+    }
+}
+
 /// One line on stderr, whatever the text holds; line breaks in it stay.
 pub fn line(text: &str) {
     let state = state();
@@ -228,5 +242,13 @@ mod tests {
     #[test]
     fn only_printable_ascii_leaves_the_program() {
         assert_eq!(ascii("a\u{e9}\x1b[31m\tb".as_bytes()), "a???[31m b");
+    }
+
+    #[test]
+    fn a_quoted_value_stays_on_its_line_and_short() {
+        assert_eq!(quoted("gtp"), "\"gtp\"");
+        assert_eq!(quoted("a\nb\u{e9}\x1b\"\\"), "\"a\\nb\\u{e9}\\u{1b}\\\"\\\\\"");
+        assert_eq!(quoted(&"x".repeat(80)), format!("\"{}\"", "x".repeat(80)));
+        assert_eq!(quoted(&"x".repeat(81)), format!("\"{}...\" (81 bytes)", "x".repeat(80)));
     }
 }

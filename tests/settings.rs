@@ -160,6 +160,8 @@ fn check_reports_all_that_is_wrong_in_all_files_at_once() {
     node.variant("web.toml", "filesystem = \"ntfs\"\nclean_cache = \"soon\"\n");
     node.variant("web.conf", "SUITE=sid\n");
     node.variant("other.conf", "if then\n");
+    node.variant("hooks.toml", "customize_dir = \"/nonexistent/hooks\"\n");
+    node.variant("sid.toml", "boot = \"uefi\"\npartition_style = \"none\"\n");
     let output = node.command(&["config", "check"]).output().unwrap();
     let log = log_of(&output);
     assert_eq!(output.status.code(), Some(1), "{log}");
@@ -173,10 +175,18 @@ fn check_reports_all_that_is_wrong_in_all_files_at_once() {
         "other.conf",
         "Published variant missing is missing its config file",
         "both exist",
+        "customize_dir is /nonexistent/hooks, which is no directory: no hook would run (from ",
+        "hooks.toml:1)",
     ] {
         assert!(log.contains(part), "{part} is not in\n{log}");
     }
+    assert!(!log.contains("room for a loader"), "what config.toml meant is not known: {log}");
+    node.config("");
+    let output = node.command(&["config", "check"]).output().unwrap();
+    assert!(log_of(&output).contains("partition_style none has no room for a loader"), "{}", log_of(&output));
+
     let good = Node::bare();
+    fs::remove_dir(good.etc().join("hooks")).unwrap();
     let output = good.command(&["config", "check"]).output().unwrap();
     assert!(output.status.success(), "{}", log_of(&output));
 }

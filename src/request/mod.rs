@@ -17,6 +17,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 pub use mac::Mac;
 use reader::Reader;
 
+use crate::report::quoted;
+
 /// Every variable of an environment.
 pub type Env = BTreeMap<OsString, OsString>;
 
@@ -178,6 +180,13 @@ pub struct Context {
     pub places: Places,
 }
 
+impl Context {
+    /// Whether Ganeti said which instance it is about: verify, and commands by hand, know none.
+    pub fn knows_instance(&self) -> bool {
+        self.env.contains_key(OsStr::new("INSTANCE_NAME"))
+    }
+}
+
 /// Where a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskAddress {
@@ -245,6 +254,8 @@ pub struct Instance {
     pub reinstall: bool,
     /// API 5: the second device, for swap.
     pub swap: Option<PathBuf>,
+    /// INSTANCE_HV_use_bootloader with pygrub: the node itself reads the guest's filesystem for its kernel.
+    pub pygrub: bool,
     /// INSTANCE_HV_serial_console
     pub serial_console: bool,
     /// INSTANCE_HV_serial_speed
@@ -272,7 +283,10 @@ pub enum Task {
         disk: DiskAddress,
         index: usize,
     },
-    Verify,
+    /// What is malformed in the environment: verify tells it together with what is wrong in the settings.
+    Verify {
+        faults: Vec<String>,
+    },
 }
 
 /// A verb's whole request.
@@ -305,7 +319,11 @@ impl Request {
     pub fn read(verb: Verb, env: Env, flags: &Api5Flags) -> Result<Request, Refusal> {
         let no_flags = *flags == Api5Flags::default();
         let mut reader = Reader::new(&env);
-        let api = match reader.text("OS_API_VERSION").as_deref() {
+        let version = reader.text("OS_API_VERSION");
+        if !reader.faults.is_empty() {
+            return Err(Refusal::Faults(reader.faults));
+        }
+        let api = match version.as_deref() {
             None if no_flags => return Err(Refusal::ByHand),
             None | Some("5") if verb == Verb::Verify => return Err(Refusal::ByHand),
             None | Some("5") => Api::V5,
@@ -313,13 +331,13 @@ impl Request {
             Some("15") => Api::V15,
             Some("20") => Api::V20,
             Some(other) => {
-                let fault = format!("OS_API_VERSION is \"{other}\"; expected 20, 15, 10 or 5");
+                let fault = format!("OS_API_VERSION is {}; expected 20, 15, 10 or 5", quoted(other));
                 return Err(Refusal::Faults(vec![fault]));
             }
         };
         let context = reader.context(api);
         let task = match (verb, api) {
-            (Verb::Verify, _) => Some(Task::Verify),
+            (Verb::Verify, _) => Some(Task::Verify { faults: std::mem::take(&mut reader.faults) }),
             (_, Api::V5) => reader.task_of_flags(verb, flags),
             _ => reader.task(verb),
         };

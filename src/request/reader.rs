@@ -7,6 +7,7 @@ use super::{
     Api, Api5Flags, Context, Disk, DiskAddress, Env, Instance, InstanceName, Mac, Nic, NicMode, Places, Task,
     VariantName, Verb,
 };
+use crate::report::quoted;
 
 /// Reads typed values and gathers what is wrong with them.
 pub struct Reader<'a> {
@@ -46,7 +47,7 @@ impl<'a> Reader<'a> {
         let text = self.text(name)?;
         let value = parse(&text);
         if value.is_none() {
-            self.faults.push(format!("{name} is \"{text}\"; expected {expected}"));
+            self.faults.push(format!("{name} is {}; expected {expected}", quoted(&text)));
         }
         value
     }
@@ -69,7 +70,11 @@ impl<'a> Reader<'a> {
     pub fn context(&mut self, api: Api) -> Option<Context> {
         let variant = match api {
             Api::V5 | Api::V10 => None,
-            _ => self.parsed("OS_VARIANT", "a name of letters, digits, '-', '_' and '.'", VariantName::parse),
+            _ => self.parsed(
+                "OS_VARIANT",
+                "a name of up to 64 letters, digits, '-', '_' and '.' that does not begin with '.'",
+                VariantName::parse,
+            ),
         };
         let mut parameters = BTreeMap::new();
         for (name, value) in self.env {
@@ -77,7 +82,7 @@ impl<'a> Reader<'a> {
             match value.to_str() {
                 Some("") => {}
                 Some(value) => drop(parameters.insert(name.to_lowercase(), value.to_owned())),
-                None => self.faults.push(format!("OSP_{name} is not UTF-8")),
+                None => self.faults.push(format!("OSP_{} is not UTF-8", name.escape_default())),
             }
         }
         Some(Context {
@@ -103,6 +108,8 @@ impl<'a> Reader<'a> {
         }
         Some(Instance {
             reinstall: self.text("INSTANCE_REINSTALL").as_deref() == Some("1"),
+            pygrub: self.text("INSTANCE_HV_use_bootloader").as_deref() == Some("True")
+                && self.text("INSTANCE_HV_bootloader_path").is_some_and(|path| path.ends_with("pygrub")),
             serial_console: self.text("INSTANCE_HV_serial_console").as_deref() == Some("True"),
             serial_speed: self.number("INSTANCE_HV_serial_speed"),
             device_types: ["disk_type", "nic_type"]
@@ -189,7 +196,7 @@ impl<'a> Reader<'a> {
                 let (disk, index) = self.transfer("IMPORT");
                 Some(Task::Import { instance: instance?, disk: disk?, index })
             }
-            Verb::Verify => Some(Task::Verify),
+            Verb::Verify => Some(Task::Verify { faults: Vec::new() }),
         }
     }
 
@@ -229,7 +236,7 @@ impl<'a> Reader<'a> {
             let text = text.as_ref()?;
             let name = InstanceName::parse(text);
             if name.is_none() {
-                self.faults.push(format!("{flag} is \"{text}\"; expected a host name"));
+                self.faults.push(format!("{flag} is {}; expected a host name", quoted(text)));
             }
             name
         };
@@ -249,6 +256,7 @@ impl<'a> Reader<'a> {
             nics_are_known: true,
             reinstall: false,
             swap: flags.swap.clone(),
+            pygrub: false,
             serial_console: false,
             serial_speed: None,
             device_types: Vec::new(),
@@ -258,7 +266,7 @@ impl<'a> Reader<'a> {
             Verb::Rename => Task::Rename(instance, old?),
             Verb::Export => Task::Export { instance, disk, index: 0, size_fd: None },
             Verb::Import => Task::Import { instance, disk, index: 0 },
-            Verb::Verify => Task::Verify,
+            Verb::Verify => Task::Verify { faults: Vec::new() },
         })
     }
 }

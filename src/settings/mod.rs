@@ -6,9 +6,10 @@ mod files;
 mod shell;
 pub mod show;
 pub mod table;
+pub mod together;
 mod variants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
@@ -160,18 +161,54 @@ pub struct Settings {
     pub layers: Layers,
 }
 
+/// Settings, and all that is wrong with them: with each alone, at first.
+#[derive(Debug)]
+pub struct Judgement {
+    /// What is wrong has its default here.
+    pub settings: Settings,
+    /// A sentence each.
+    pub problems: Vec<String>,
+    /// Wrong settings, and those that may yet be others.
+    uncertain: BTreeSet<&'static str>,
+}
+
+impl Judgement {
+    /// Only the OS parameters are known: which variant it is, for one, is not.
+    pub fn trust_parameters_only(&mut self) {
+        self.uncertain.extend(unless_parameters(&self.settings.layers.values));
+    }
+
+    /// Whether nothing can change this setting any more.
+    pub fn is_certain(&self, name: &str) -> bool {
+        !self.uncertain.contains(name)
+    }
+
+    /// Adds what cannot work together, where all that takes part is certain.
+    pub fn add_conflicts(&mut self) {
+        let conflicts = together::conflicts(&self.settings).into_iter();
+        let certain = conflicts.filter(|conflict| conflict.between.iter().all(|name| self.is_certain(name)));
+        let sentences: Vec<String> = certain.map(|conflict| conflict.sentence).collect();
+        self.problems.extend(sentences);
+    }
+
+    /// The settings, where nothing is wrong.
+    pub fn into_settings(self) -> Result<Settings> {
+        if self.problems.is_empty() { Ok(self.settings) } else { Err(Problems(self.problems).into()) }
+    }
+}
+
 impl Settings {
     /// Merges all layers for a request; `verb` is what shell files see as SCRIPT_NAME.
     pub fn load(context: &Context, verb: &str) -> Result<Settings> {
-        let layers = load_layers(context, verb)?;
-        let mut problems = Vec::new();
+        Settings::judge(context, verb)?.into_settings()
+    }
+
+    /// The same for those who want to know all that is wrong. An error is the node's, and not that of a setting.
+    pub fn judge(context: &Context, verb: &str) -> Result<Judgement> {
+        let Gathered { layers, mut problems, uncertain } = gather_layers(context, verb)?;
         let apt_dir = layers.values.get("apt_dir").filter(|value| !value.text.is_empty());
         let apt_files = apt_dir.map(|dir| apt::read(Path::new(&dir.text), &mut problems)).unwrap_or_default();
-        if problems.is_empty() {
-            Ok(Settings::typed(layers, apt_files))
-        } else {
-            Err(Problems(problems).into())
-        }
+        Ok(Judgement { settings: Settings::typed(layers, apt_files), problems, uncertain })
     }
 
     /// The text of a setting, as it was written.
@@ -247,14 +284,14 @@ fn config_path(context: &Context) -> PathBuf {
     context.places.config_dir.join("config.toml")
 }
 
-/// The merged layers, where nothing is wrong with them.
-fn load_layers(context: &Context, verb: &str) -> Result<Layers> {
-    let (layers, problems) = gather_layers(context, verb)?;
-    if problems.is_empty() { Ok(layers) } else { Err(Problems(problems).into()) }
+/// The merged layers, and everything that is wrong with them.
+struct Gathered {
+    layers: Layers,
+    problems: Vec<String>,
+    uncertain: BTreeSet<&'static str>,
 }
 
-/// The merged layers, and everything that is wrong with them.
-fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)> {
+fn gather_layers(context: &Context, verb: &str) -> Result<Gathered> {
     let config_path = config_path(context);
     let config = files::read(&config_path, Role::Config).unwrap_or_default();
     let mut problems = config.problems.clone();
@@ -266,6 +303,7 @@ fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)>
     let mut unresolved = Vec::new();
     let mut source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut unresolved);
     let mut shell = shell::Evaluated::default();
+    let has_shell = legacy.is_some() || source.conf().is_some();
     if legacy.is_some() || source.conf().is_some() {
         warnings.extend(legacy.and_then(|path| files::writable_by_others(path)));
         let files = shell::Files {
@@ -301,11 +339,26 @@ fn gather_layers(context: &Context, verb: &str) -> Result<(Layers, Vec<String>)>
         &parameters(context),
     ]);
     expand(&mut values, &context.places.config_dir);
-    problems.extend(complaints(&values));
-    Ok((
-        Layers { era, era_reason, values, exports: shell.exports, shell_state: shell.state, warnings },
-        problems,
-    ))
+    let mut uncertain = BTreeSet::new();
+    if !problems.is_empty() {
+        uncertain.extend(unless_parameters(&values));
+    } else if has_shell && !context.knows_instance() {
+        // What a shell file says may hang on the instance.
+        let legacy = |name: &&str| table::find(name).is_some_and(|key| key.legacy.is_some());
+        uncertain.extend(unless_parameters(&values).filter(legacy));
+    }
+    for (name, complaint) in complaints(&values) {
+        uncertain.insert(name);
+        problems.push(complaint);
+    }
+    let layers =
+        Layers { era, era_reason, values, exports: shell.exports, shell_state: shell.state, warnings };
+    Ok(Gathered { layers, problems, uncertain })
+}
+
+/// The settings that an instance's OS parameters do not decide.
+fn unless_parameters(values: &Values) -> impl Iterator<Item = &'static str> {
+    values.iter().filter(|(_, value)| !matches!(value.origin, Origin::Parameter(_))).map(|(name, _)| *name)
 }
 
 /// Whose defaults: the key `defaults`, else whether there is a file of the predecessor.
@@ -316,9 +369,8 @@ fn era(config: &TomlFile, legacy: Option<&Path>, problems: &mut Vec<String>) -> 
                 "1" => Era::One,
                 "0.17" => Era::Predecessor,
                 other => {
-                    let at = &value.origin;
-                    problems
-                        .push(format!("defaults is \"{other}\"; expected \"1\" or \"0.17\" (set in {at})"));
+                    let (other, at) = (report::quoted(other), &value.origin);
+                    problems.push(format!("defaults is {other}; expected \"1\" or \"0.17\" (set in {at})"));
                     Era::One
                 }
             };
@@ -384,7 +436,8 @@ fn parameters(context: &Context) -> Values {
         .collect()
 }
 
-fn complaints(values: &Values) -> Vec<String> {
+/// Each wrong value: its setting, and what was expected.
+fn complaints(values: &Values) -> Vec<(&'static str, String)> {
     let complaint = |key: &table::Key| {
         let value = values.get(key.name)?;
         let as_parameter = match value.origin {
@@ -392,8 +445,8 @@ fn complaints(values: &Values) -> Vec<String> {
             _ => None,
         };
         let expected = key.kind.complaint(&value.text).or(as_parameter)?;
-        let fact = if key.kind.is_repeated() { format!("\"{}\"", value.text) } else { "not right".into() };
-        Some(format!("{} is {fact}; expected {expected} (set in {})", key.name, value.origin))
+        let fact = key.kind.repeatable(&value.text).map_or("not right".into(), |text| report::quoted(&text));
+        Some((key.name, format!("{} is {fact}; expected {expected} (set in {})", key.name, value.origin)))
     };
     KEYS.iter().filter_map(complaint).collect()
 }

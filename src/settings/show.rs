@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::table::{KEYS, Kind, split};
-use super::{Layers, Origin, gather_layers, published, with_files};
+use super::{Judgement, Layers, Origin, Settings, published, with_files};
 use crate::guest::access::parse_keys;
 use crate::report;
 use crate::request::{Context, VariantName};
@@ -88,10 +88,14 @@ pub fn check(context: &Context) -> Result<Check> {
     let mut check = Check::default();
     let gather = |check: &mut Check, variant: Option<VariantName>| {
         let context = Context { variant, ..context.clone() };
-        let dir = match gather_layers(&context, "config") {
-            Ok((layers, problems)) => {
-                add(&mut check.warnings, layers.warnings);
+        let dir = match Settings::judge(&context, "config") {
+            Ok(mut judgement) => {
+                judgement.add_conflicts();
+                let Judgement { settings, problems, .. } = judgement;
                 add(&mut check.problems, problems);
+                add(&mut check.problems, missing_hooks(&settings).into_iter().collect());
+                let layers = settings.layers;
+                add(&mut check.warnings, layers.warnings);
                 layers.values.get("variants_dir").map(|value| value.text.clone())
             }
             Err(error) => {
@@ -114,6 +118,17 @@ pub fn check(context: &Context) -> Result<Check> {
         check.variants.push(name);
     }
     Ok(check)
+}
+
+/// A directory of hooks that somebody named and that is not there: no hook would run. The default one may be missing.
+fn missing_hooks(settings: &Settings) -> Option<String> {
+    let dir = settings.customize_dir.as_deref()?;
+    let is_default = matches!(settings.layers.values.get("customize_dir")?.origin, Origin::Default(_));
+    let missing = !is_default && dir.is_absolute() && !dir.is_dir();
+    let origin = settings.set_in("customize_dir");
+    missing.then(|| {
+        format!("customize_dir is {}, which is no directory: no hook would run{origin}", dir.display())
+    })
 }
 
 fn add(all: &mut Vec<String>, more: Vec<String>) {

@@ -1,6 +1,7 @@
 //! The one table of settings: names, types, help, which are OS parameters. parameters.list, `config show`, the
 //! template of config.toml and the table in the README all come from it; their defaults from defaults.toml.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use crate::guest::access::{PasswordHash, parse_keys};
@@ -219,9 +220,18 @@ impl Kind {
         self == Kind::PasswordHash
     }
 
-    /// Whether a complaint may repeat the value: a wrong one may be a secret that went to the wrong place.
-    pub fn is_repeated(self) -> bool {
-        !matches!(self, Kind::PasswordHash | Kind::SshKeys)
+    /// What a complaint may repeat of a wrong value, which may be a secret that went to the wrong place; None for
+    /// nothing. Of a URL it is what stands behind the user and the password.
+    pub fn repeatable(self, text: &str) -> Option<Cow<'_, str>> {
+        match (self, text.rsplit_once('@')) {
+            (Kind::PasswordHash | Kind::SshKeys, _) => None,
+            (Kind::Mirror | Kind::Proxy, Some((before, after))) => {
+                let scheme =
+                    before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+                Some(Cow::Owned(format!("{scheme}...@{after}")))
+            }
+            _ => Some(Cow::Borrowed(text)),
+        }
     }
 
     /// None where `text` is right, else what was expected.
@@ -233,6 +243,7 @@ impl Kind {
             Kind::Proxy => fails(is_proxy(text), "a URL like \"http://proxy.example.org:3128\", or nothing"),
             Kind::Arch => fails(
                 text.len() <= 32
+                    && !text.starts_with('-')
                     && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
                 "an architecture like \"amd64\", or nothing for the node's",
             ),
@@ -243,20 +254,21 @@ impl Kind {
             }
             Kind::Choice(words) => fails(words.contains(&text), &one_of(words)),
             Kind::Integer { min, max } => {
-                let good = text.parse::<u64>().is_ok_and(|n| (min..=max).contains(&n));
+                let good = number(text).is_some_and(|n| (min..=max).contains(&n));
                 fails(good, &format!("a number from {min} to {max}"))
             }
             Kind::Days => {
-                let good = text.is_empty() || text.parse::<u32>().is_ok_and(|days| days <= 36_500);
+                let good = text.is_empty() || number(text).is_some_and(|days| days <= 36_500);
                 fails(good, "a number of days, or nothing for never")
             }
             Kind::Path { optional } => {
                 let good = text.starts_with('/') || (optional && text.is_empty());
                 fails(good, "an absolute path")
             }
-            Kind::Swap => {
-                fails(SwapWish::parse(text).is_some(), "a size like \"512M\", \"disk1\", \"auto\" or \"no\"")
-            }
+            Kind::Swap => fails(
+                SwapWish::parse(text).is_some(),
+                "a size like \"512M\" (1M to 1024G), \"disk1\" (to disk63), \"auto\" or \"no\"",
+            ),
             Kind::SshKeys => parse_keys(text)
                 .err()
                 .map(|wrong| format!("OpenSSH public keys, separated by newlines or commas; {wrong}")),
@@ -290,7 +302,8 @@ impl SwapWish {
     /// None where the text says nothing of this kind.
     pub fn parse(text: &str) -> Option<SwapWish> {
         if let Some(index) = text.strip_prefix("disk") {
-            return index.parse().ok().filter(|index| (1..64).contains(index)).map(SwapWish::Disk);
+            let index = number(index).filter(|index| (1..64).contains(index))?;
+            return usize::try_from(index).ok().map(SwapWish::Disk);
         }
         match text {
             "no" => return Some(SwapWish::No),
@@ -302,11 +315,17 @@ impl SwapWish {
             b'G' => (&text[..text.len() - 1], 30),
             _ => return None,
         };
-        let number: u64 = number.parse().ok()?;
+        let number = self::number(number)?;
         // Less than 1 MiB is no swap; more than 1 TiB is a typing error.
         let bytes = number.checked_mul(1 << shift)?;
         ((1 << 20)..=(1 << 40)).contains(&bytes).then_some(SwapWish::Size(bytes))
     }
+}
+
+/// Digits alone: hooks get the text, and a shell would not read `+1` as a number everywhere.
+fn number(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
 }
 
 /// The members of a list: commas or blanks separate them.
@@ -337,7 +356,9 @@ fn is_url(text: &str, schemes: &[&str]) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     // Nothing that a shell would read otherwise: debootstrap and hooks are shell scripts.
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?@!*+,=%[]".contains(&b);
-    schemes.contains(&scheme) && !rest.is_empty() && rest.bytes().all(plain)
+    let names_host = rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
+    let has_place = names_host || (!rest.is_empty() && !["http", "https", "ftp"].contains(&scheme));
+    schemes.contains(&scheme) && has_place && rest.bytes().all(plain)
 }
 
 fn is_mirror(text: &str) -> bool {
@@ -365,7 +386,8 @@ pub fn refusal_as_parameter(name: &str, text: &str) -> Option<&'static str> {
 /// `proxy:3128`, which the predecessor handed through.
 fn is_host_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
-    is_name(host) && port.trim_end_matches('/').parse::<u16>().is_ok()
+    let port_fits = number(port.trim_end_matches('/')).is_some_and(|port| port <= 65_535);
+    is_name(host) && !host.contains([':', '/']) && port_fits
 }
 
 #[cfg(test)]
@@ -394,19 +416,29 @@ mod tests {
             (
                 "proxy",
                 &["", "http://proxy.example.org:3128/", "proxy:3128"],
-                &["proxy", "ftp://x", "http:// x", "http://x:1;id", "http://$(id)"],
+                &[
+                    "proxy",
+                    "ftp://x",
+                    "http:// x",
+                    "http:///x",
+                    "http://:3128",
+                    "ftp://x:21",
+                    "x:+1",
+                    "http://x:1;id",
+                    "http://$(id)",
+                ],
             ),
-            ("arch", &["", "amd64", "kfreebsd-i386"], &["AMD64", "a b"]),
+            ("arch", &["", "amd64", "kfreebsd-i386"], &["AMD64", "a b", "-a"]),
             ("components", &["", "main,contrib", "main non-free-firmware"], &["main;x", "-x"]),
             ("extra_pkgs", &["", "vim,less", "linux-image-amd64"], &["$(x)", "--foo"]),
             ("filesystem", FILESYSTEMS, &["", "ntfs", "EXT4"]),
             ("partition_style", PARTITION_STYLES, &["gtp", ""]),
-            ("partition_alignment", &["1", "63", "2048", "1048576"], &["0", "-1", "1048577", "x"]),
+            ("partition_alignment", &["1", "63", "2048", "1048576"], &["0", "-1", "+1", "1048577", "x", ""]),
             ("boot", BOOT, &["yes", "", "BIOS"]),
             (
                 "swap",
                 &["no", "auto", "disk1", "1M", "2G"],
-                &["", "disk0", "disk", "disk64", "0M", "512", "2T", "2000G", "1.5G"],
+                &["", "disk0", "disk", "disk+1", "disk64", "0M", "+1M", "M", "512", "2T", "2000G", "1.5G"],
             ),
             ("dns", &["", "192.0.2.53,2001:db8::53"], &["resolver", "192.0.2"]),
             ("network", network::MODES, &["", "none", "Auto"]),
@@ -426,6 +458,22 @@ mod tests {
             for text in *bad {
                 assert!(kind.complaint(text).is_some(), "{name} = {text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_complaint_repeats_no_secret() {
+        let repeated =
+            |name: &str, text: &str| find(name).unwrap().kind.repeatable(text).map(Cow::into_owned);
+        assert_eq!(repeated("password_hash", "hunter2"), None);
+        assert_eq!(repeated("ssh_keys", "hunter2"), None);
+        let table = [
+            ("http://user:hunter2@p.example.org:x", "http://...@p.example.org:x"),
+            ("user:hunt@er2@p", "...@p"),
+            ("http://p.example.org", "http://p.example.org"),
+        ];
+        for (text, shown) in table {
+            assert_eq!(repeated("proxy", text).as_deref(), Some(shown));
         }
     }
 

@@ -9,6 +9,7 @@ mod image;
 mod loader;
 mod rename;
 mod unpack;
+mod verify;
 mod work;
 
 use std::ffi::{OsStr, OsString};
@@ -18,7 +19,6 @@ use anyhow::{Context as _, Result, bail};
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, OsArgs};
-use crate::plan::refuse_impossible;
 use crate::report::{self, WithHint};
 use crate::request::{Api5Flags, Context, Env, Refusal, Request, Task, VariantName, Verb};
 use crate::settings::Settings;
@@ -42,6 +42,7 @@ pub fn run(command: &Command, env: Env) -> Result<Outcome> {
         Command::Import(args) => os_verb(Verb::Import, args, env),
         Command::Export(args) => os_verb(Verb::Export, args, env),
         Command::Rename(args) => os_verb(Verb::Rename, args, env),
+        Command::Verify(args) if args.what.is_empty() => Ok(usage(Verb::Verify)),
         Command::Verify(_) => {
             let none = OsArgs { instance: None, device: None, swap: None, old_name: None, dry_run: false };
             os_verb(Verb::Verify, &none, env)
@@ -70,7 +71,7 @@ fn os_verb(verb: Verb, args: &OsArgs, env: Env) -> Result<Outcome> {
     };
     match &request.task {
         Task::Create(instance) => create::create(&request.context, instance, args.dry_run),
-        Task::Verify => verify(&request.context),
+        Task::Verify { faults } => verify::verify(&request.context, faults),
         Task::Rename(instance, old) => rename::rename(&request.context, instance, old, args.dry_run),
         Task::Export { .. } | Task::Import { .. } => {
             bail!("this version cannot {} yet; nothing was changed", verb.name())
@@ -83,16 +84,13 @@ fn usage(verb: Verb) -> Outcome {
     let mut cli = Cli::command();
     let help = cli.find_subcommand_mut(verb.name()).map(|sub| sub.render_long_help().to_string());
     report::line(&help.unwrap_or_default());
-    report::line("Ganeti calls this verb with an environment that names the instance; by hand use `image`.");
+    report::line(match verb {
+        Verb::Verify => {
+            "Ganeti calls this verb with an environment that holds OS parameters; by hand use `config check`."
+        }
+        _ => "Ganeti calls this verb with an environment that names the instance; by hand use `image`.",
+    });
     Outcome::Usage
-}
-
-/// All that is wrong with an instance's OS parameters and variant, in one answer.
-fn verify(context: &Context) -> Result<Outcome> {
-    let settings = Settings::load(context, "verify")?;
-    refuse_impossible(&settings)?;
-    warn(&settings);
-    Ok(Outcome::Done)
 }
 
 fn warn(settings: &Settings) {

@@ -1,0 +1,74 @@
+//! verify: all that is wrong with an instance's OS parameters and variant, in one answer. Ganeti gives it no hypervisor,
+//! no disk and no NIC, so what hangs on these is left to the plan of create.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{Outcome, warn};
+use crate::report;
+use crate::request::Context;
+use crate::settings::{Judgement, Settings};
+
+/// Where the node's own timezones are.
+const ZONES: &str = "/usr/share/zoneinfo";
+
+/// Judges each setting by itself, then what cannot work together. `faults` are those of the environment.
+pub fn verify(context: &Context, faults: &[String]) -> Result<Outcome> {
+    let mut judgement = Settings::judge(context, "verify")?;
+    if !faults.is_empty() {
+        judgement.trust_parameters_only();
+        judgement.problems.splice(0..0, faults.iter().cloned());
+    }
+    judgement.problems.extend(unknown_timezone(&judgement));
+    judgement.add_conflicts();
+    let settings = judgement.into_settings()?;
+    warn(&settings);
+    Ok(Outcome::Done)
+}
+
+/// A timezone that does not exist, as far as this node can tell: the guest's own tzdata has the last word, and a node
+/// without the list of all names says nothing.
+fn unknown_timezone(judgement: &Judgement) -> Option<String> {
+    let zone = judgement.settings.timezone.as_ref().filter(|_| judgement.is_certain("timezone"))?.to_string();
+    let zones = Path::new(ZONES);
+    // tzfile(5); beside zones lie lists and directories.
+    let is_zone = std::fs::read(zones.join(&zone)).is_ok_and(|bytes| bytes.starts_with(b"TZif"));
+    // Names that newer releases keep in tzdata-legacy stand in the list all the same.
+    if is_zone || !std::fs::read_to_string(zones.join("tzdata.zi")).is_ok_and(|list| !names(&list, &zone)) {
+        return None;
+    }
+    let origin = &judgement.settings.layers.values.get("timezone")?.origin;
+    let (zone, origin) = (report::quoted(&zone), origin.to_string());
+    Some(format!(
+        "timezone is {zone}, which the tzdata of this node does not know; expected one like \"Europe/Berlin\" (set in {origin})"
+    ))
+}
+
+/// Whether tzdata.zi names a zone (zic(8): `Z NAME ...`) or a link to one (`L TARGET NAME`).
+fn names(list: &str, zone: &str) -> bool {
+    list.lines().any(|line| {
+        let mut words = line.split(' ');
+        match words.next() {
+            Some("Z") => words.next() == Some(zone),
+            Some("L") => words.nth(1) == Some(zone),
+            _ => false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_is_named_by_itself_or_by_a_link() {
+        let list = "# version 2025b\nR A 1 o - 3 1 0 1 -\nZ Europe/Berlin 0:53:28 - LMT 1893 Ap\nL America/Los_Angeles US/Pacific\n";
+        for known in ["Europe/Berlin", "US/Pacific"] {
+            assert!(names(list, known), "{known}");
+        }
+        for unknown in ["Europe", "Europe/Berlin ", "America/Los_Angeles", "version", "A", ""] {
+            assert!(!names(list, unknown), "{unknown}");
+        }
+    }
+}
