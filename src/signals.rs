@@ -2,12 +2,15 @@
 //! wiped, and `main` re-raises the signal at the end.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 struct Watch {
@@ -54,4 +57,25 @@ pub fn check() -> Result<()> {
 /// Becomes readable when a signal is caught: for poll(2).
 pub fn wake_fd() -> Option<BorrowedFd<'static>> {
     WATCH.get().map(|w| w.wake.as_fd())
+}
+
+/// Reads from what may stall (a pipe) so that a caught signal ends it: then it is an error, and [`check`] says which.
+pub struct Interruptible<R>(pub R);
+
+impl<R: Read + AsFd> Read for Interruptible<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        fds.extend(wake_fd().map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // No kind of its own: whoever reads on after ErrorKind::Interrupted would never end.
+            check().map_err(io::Error::other)?;
+            if fds[0].any() != Some(false) {
+                return self.0.read(buffer);
+            }
+        }
+    }
 }

@@ -49,6 +49,10 @@ const STORY: &[(&str, Step)] = &[
     ("add -t file installs a GPT disk with an ext4 root", add_installs_a_file_disk),
     ("the OS log shows steps with times, in ASCII", the_log_shows_steps_with_times),
     ("reinstall makes the disk anew", reinstall_makes_the_disk_anew),
+    ("rename gives the guest the new name, there and back", rename_goes_there_and_back),
+    ("a guest with another hostname is named, and stays as it is", a_guest_with_its_own_name_is_left_alone),
+    ("a backup of the predecessor's kind comes back under another name", an_old_backup_is_imported),
+    ("a failed import leaves a disk that nobody takes for a guest", a_damaged_backup_leaves_nothing),
     ("add -t ext installs a block device", add_installs_a_block_device),
     ("a bad value is refused before anything is created", a_bad_value_is_refused),
     ("an unknown parameter is refused", an_unknown_parameter_is_refused),
@@ -147,6 +151,102 @@ fn reinstall_makes_the_disk_anew(node: &Node) -> Result<()> {
     let logs = node.os_logs("inst1")?;
     ensure!(logs.len() == 2, "expected two logs, found {logs:#?}");
     Ok(())
+}
+
+fn rename_goes_there_and_back(node: &Node) -> Result<()> {
+    let uuid = Root::on(&node.disk_of(FILE_STORAGE, "inst1")?)?.uuid;
+    for (old, new) in [("inst1", "inst7"), ("inst7", "inst1")] {
+        let answer = node.succeeds(&rename(old, new))?;
+        answer.has_not("Could not run OS rename script")?;
+        let root = Root::on(&node.disk_of(FILE_STORAGE, new)?)?;
+        root.is_a_good_filesystem()?;
+        root.belongs_to(&format!("{new}.example.com"))?;
+        let hosts = root.debugfs(&[], "cat etc/hosts")?;
+        ensure!(hosts.contains(&format!("{new}.example.com {new}\n")) && !hosts.contains(old), "{hosts}");
+        ensure!(root.uuid == uuid, "another filesystem");
+    }
+    Ok(())
+}
+
+fn a_guest_with_its_own_name_is_left_alone(node: &Node) -> Result<()> {
+    let hostname = tempfile::NamedTempFile::new()?;
+    let set = |root: &Root, text: &str| -> Result<()> {
+        fs::write(hostname.path(), text)?;
+        root.debugfs(&["-w"], "rm etc/hostname")?;
+        root.debugfs(&["-w"], &format!("write {} etc/hostname", hostname.path().display())).map(drop)
+    };
+    set(&Root::on(&node.disk_of(FILE_STORAGE, "inst1")?)?, "mine.example.net\n")?;
+    // Ganeti takes a failed rename script for a warning.
+    let answer = node.succeeds(&rename("inst1", "inst7"))?;
+    answer.has("Could not run OS rename script")?;
+    node.succeeds(&rename("inst7", "inst1"))?;
+    let root = Root::on(&node.disk_of(FILE_STORAGE, "inst1")?)?;
+    root.belongs_to("mine.example.net")?;
+    set(&root, "inst1.example.com\n")
+}
+
+/// What the predecessor's export does: dump(8) of the root partition.
+const OLD_EXPORT: &str = r#"#!/bin/sh
+set -e
+start=$(sfdisk --dump "$EXPORT_DEVICE" | sed -n 's/^[^ ]*1 : start= *\([0-9]*\),.*/\1/p')
+loop=$(losetup --show --find --read-only --offset $((start * 512)) "$EXPORT_DEVICE")
+trap 'losetup --detach "$loop"' EXIT
+dump -0 -q -f - "$loop"
+"#;
+
+fn an_old_backup_is_imported(node: &Node) -> Result<()> {
+    let export = node.path("srv/ganeti/os/debootstrap/export");
+    let ours = fs::read_link(&export)?;
+    fs::remove_file(&export)?;
+    fs::write(&export, OLD_EXPORT)?;
+    fs::set_permissions(&export, fs::Permissions::from_mode(0o755))?;
+    let exported = node.succeeds("gnt-backup export -n node1.example.com --noshutdown inst1.example.com");
+    fs::remove_file(&export)?;
+    std::os::unix::fs::symlink(ours, &export)?;
+    exported?;
+
+    let answer = node.succeeds(&import("inst6"))?;
+    answer.has_not("failed")?;
+    answer.has_not("Could not run OS rename script")?;
+    let root = Root::on(&node.disk_of(FILE_STORAGE, "inst6")?)?;
+    root.is_a_good_filesystem()?;
+    root.belongs_to("inst6.example.com")?;
+    let original = Root::on(&node.disk_of(FILE_STORAGE, "inst1")?)?;
+    ensure!(root.uuid != original.uuid, "two guests with the UUID {:02x?}", root.uuid);
+    for file in ["etc/os-release", "var/lib/dpkg/status", "etc/shadow"] {
+        let cat = |root: &Root| root.debugfs(&[], &format!("cat {file}"));
+        ensure!(cat(&root)? == cat(&original)?, "{file} differs");
+    }
+    Ok(())
+}
+
+fn a_damaged_backup_leaves_nothing(node: &Node) -> Result<()> {
+    let dir = node.path("srv/ganeti/export/inst1.example.com");
+    let stream = WalkDir::new(&dir)
+        .into_iter()
+        .filter_map(|entry| entry.ok())
+        .find(|entry| entry.file_type().is_file() && entry.file_name() != "config.ini")
+        .context("the exported disk")?
+        .into_path();
+    let file = fs::OpenOptions::new().write(true).open(&stream)?;
+    file.set_len(file.metadata()?.len() / 2)?;
+    // A failed import is only a warning to Ganeti: the disk itself must say it.
+    node.runs(&import("inst8"))?;
+    let disk = node.disk_of(FILE_STORAGE, "inst8")?;
+    let found = Command::new("blkid").arg("-p").arg(&disk).output()?;
+    ensure!(found.status.code() == Some(2), "the disk of the failed import shows {found:?}");
+    node.succeeds("gnt-backup remove inst1.example.com").map(drop)
+}
+
+fn rename(old: &str, new: &str) -> String {
+    format!("gnt-instance rename --no-ip-check {old}.example.com {new}.example.com")
+}
+
+fn import(name: &str) -> String {
+    format!(
+        "gnt-backup import -n node1.example.com -t file --no-start --no-ip-check --src-node=node1.example.com \
+         --src-dir=/srv/ganeti/export/inst1.example.com {name}.example.com"
+    )
 }
 
 fn add_installs_a_block_device(node: &Node) -> Result<()> {
@@ -256,7 +356,7 @@ impl Console {
 
 fn removed_instances_leave_nothing(node: &Node) -> Result<()> {
     node.remember_disks()?;
-    for name in ["inst1", "inst2", "inst4", "inst5"] {
+    for name in ["inst1", "inst2", "inst4", "inst5", "inst6", "inst8"] {
         node.succeeds(&format!("gnt-instance remove -f {name}.example.com"))?;
         node.knows_nothing_of(name)?;
     }
@@ -620,6 +720,11 @@ impl std::fmt::Display for Answer {
 impl Answer {
     fn has(&self, expected: &str) -> Result<()> {
         ensure!(self.text.contains(expected), "expected {expected:?} in\n{self}");
+        Ok(())
+    }
+
+    fn has_not(&self, unwanted: &str) -> Result<()> {
+        ensure!(!self.text.contains(unwanted), "unexpected {unwanted:?} in\n{self}");
         Ok(())
     }
 

@@ -10,6 +10,7 @@ pub mod layout;
 mod loop_device;
 mod table;
 mod udev;
+pub mod used;
 mod wipe;
 
 use std::fmt;

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod boot;
 mod console;
+pub mod fstab;
 pub mod identity;
 mod mount;
 mod names;
@@ -61,7 +62,7 @@ pub fn personalise(root: &RootDir, personality: &Personality, volumes: &Volumes)
         personality;
     root.create_dir_all("etc", 0o755)?;
     names::write(root, name)?;
-    write_fstab(root, *filesystem, volumes)?;
+    fstab::write(root, *filesystem, volumes)?;
     if *boots {
         boot::personalise(root, *style, volumes.root, console.as_ref())?;
     }
@@ -95,20 +96,4 @@ pub fn rename(root: &RootDir, renaming: &Renaming, called: Called) -> Result<boo
     let network_is_ours = network.rewrite(root, resolver)?;
     names::rename(root, old, new, called)?;
     Ok(network_is_ours)
-}
-
-/// The root by its UUID, in the form of fstab(5).
-fn write_fstab(root: &RootDir, filesystem: Filesystem, volumes: &Volumes) -> Result<()> {
-    let (options, pass) = if filesystem.is_ext() { ("errors=remount-ro", 1) } else { ("defaults", 0) };
-    let mut text = String::from("# <file system> <mount point> <type> <options> <dump> <pass>\n");
-    text += &format!("UUID={} / {filesystem} {options} 0 {pass}\n", volumes.root);
-    if let Some(esp) = &volumes.esp {
-        // Only an upgrade of the loader needs it: a guest comes up without.
-        root.create_dir_all("boot/efi", 0o755)?;
-        text += &format!("{esp} /boot/efi vfat umask=0077,nofail 0 0\n");
-    }
-    if let Some(swap) = &volumes.swap {
-        text += &format!("{swap} none swap sw 0 0\n");
-    }
-    root.write("etc/fstab", text.as_bytes(), 0o644)
 }

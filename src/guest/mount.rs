@@ -51,6 +51,21 @@ impl Workspace {
         self.mount_as(device, filesystem, filesystem.name(), name, MsFlags::empty(), options)
     }
 
+    /// A small tree in memory, named `name` in the workspace; gone when it is dropped.
+    pub fn scratch(&self, name: &str, max_bytes: u64) -> Result<Root> {
+        let target = self.dir.join(name);
+        std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+        mount(
+            Some(PROGRAM),
+            &target,
+            Some("tmpfs"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+            Some(format!("mode=0700,size={max_bytes}").as_str()),
+        )
+        .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
+        Root::of(target)
+    }
+
     /// Mounts a filesystem that a guest wrote as `name` in the workspace: no program, device or suid bit of it counts,
     /// and damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
     pub fn mount_foreign(&self, device: &Path, filesystem: Filesystem, name: &str) -> Result<Root> {
@@ -86,11 +101,7 @@ impl Workspace {
                     .context(Hint(format!("the node's kernel must know the filesystem: modprobe {driver}"))),
                 _ => error,
             })?;
-        // From here on the mount is owned: an error below unmounts it.
-        let guard = Mount { target, mounted: true };
-        let held = File::open(&guard.target).context("opening the mount point")?;
-        let dir = RootDir::open(&guard.target)?;
-        Ok(Root { held: Some(held), dir: Some(dir), mount: Some(guard) })
+        Root::of(target)
     }
 }
 
@@ -105,6 +116,14 @@ pub struct Root {
 }
 
 impl Root {
+    /// Takes over what is mounted there: from here on an error unmounts it.
+    fn of(target: PathBuf) -> Result<Root> {
+        let guard = Mount { target, mounted: true };
+        let held = File::open(&guard.target).context("opening the mount point")?;
+        let dir = RootDir::open(&guard.target)?;
+        Ok(Root { held: Some(held), dir: Some(dir), mount: Some(guard) })
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.mount.as_ref().map_or(Path::new("/nonexistent"), |mount| &mount.target)

@@ -26,7 +26,7 @@ mod unpack;
 use anyhow::Result;
 
 pub use pack::{PackStats, pack};
-pub use unpack::{UnpackStats, unpack};
+pub use unpack::{UnpackStats, unpack, unpack_only};
 
 /// Called once per entry and about every [`CHECKPOINT_BYTES`] of data; its error ends the work and
 /// is returned.

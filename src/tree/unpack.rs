@@ -49,6 +49,17 @@ pub struct UnpackStats {
 /// a directory stays with what is in it. Directories get their times, modes and default ACLs at the
 /// end. An archive that is cut short or damaged is an error; what was unpacked until then stays.
 pub fn unpack(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<UnpackStats> {
+    unpack_only(input, root, |_| true, checkpoint)
+}
+
+/// Like [`unpack()`], but makes only those files whose path, as `etc/fstab`, is `wanted`; directories above them that
+/// are not wanted are made all the same, as root's.
+pub fn unpack_only(
+    input: &mut impl Read,
+    root: &RootDir,
+    wanted: impl Fn(&[u8]) -> bool,
+    checkpoint: Checkpoint<'_>,
+) -> Result<UnpackStats> {
     let mut input = Input::new(input, checkpoint);
     let mut unpacker = Unpacker {
         root,
@@ -60,7 +71,12 @@ pub fn unpack(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>)
         stats: UnpackStats::default(),
     };
     while let Some(entry) = entry::next(&mut input)? {
-        unpacker.entry(&entry, &mut input).with_context(|| format!("unpacking {}", shown(&entry.path)))?;
+        let context = || format!("unpacking {}", shown(&entry.path));
+        unpacker.path.clear();
+        append_clean(&mut unpacker.path, &entry.path).with_context(context)?;
+        if wanted(&unpacker.path) {
+            unpacker.entry(&entry, &mut input).with_context(context)?;
+        }
     }
     unpacker.later.settle(root, checkpoint)?;
     Ok(unpacker.stats)
@@ -82,8 +98,6 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn entry(&mut self, entry: &Entry, input: &mut Input<'_>) -> Result<()> {
         self.stats.entries += 1;
-        self.path.clear();
-        append_clean(&mut self.path, &entry.path)?;
         if self.path.is_empty() {
             ensure!(entry.kind == Kind::Dir, "the root can only be a directory");
             return self.top(entry);

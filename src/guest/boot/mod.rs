@@ -1,12 +1,16 @@
 //! What starts a guest: GRUB's configuration and images in its tree, made bootable when the cache was made, and given
 //! this guest's identifiers here. No program of the guest runs, nothing is mounted.
 
+mod adopt;
+
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use super::Console;
 use crate::disk::PartitionStyle;
 use crate::rootdir::RootDir;
+
+pub use adopt::{adopt, repair, with_root};
 
 /// The root's UUID in a cached tree; every guest gets its own in its place.
 pub const PLACEHOLDER: Uuid = Uuid::from_u128(0x676e_7400_0000_4000_8000_0000_0000_0001);
@@ -16,6 +20,8 @@ pub const GRUB_DEFAULTS: &str = "etc/default/grub.d/50-ganeti.cfg";
 
 const GRUB_CFG: &str = "boot/grub/grub.cfg";
 const PIECES: &str = "boot/grub/i386-pc";
+/// Says whose GRUB it is: each looks for its configuration in a directory of its own.
+const OS_RELEASE: &str = "usr/lib/os-release";
 const SHIM: &str = "usr/lib/shim/shimx64.efi.signed";
 const SIGNED_GRUB: &str = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
 
@@ -94,6 +100,15 @@ pub fn is_bootable(root: &RootDir, firmware: Firmware, style: PartitionStyle) ->
     Ok(ours && (has_bios || !firmware.bios) && (has_uefi || !firmware.uefi))
 }
 
+/// Whether a file of a cached tree is a piece of its loader: what [`adopt()`] and a disk's loader are made of.
+pub fn is_piece(path: &[u8]) -> bool {
+    let modules = path.strip_prefix(PIECES.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
+    modules || [GRUB_CFG, SHIM, SIGNED_GRUB, OS_RELEASE].iter().any(|piece| path == piece.as_bytes())
+}
+
+/// Room for all pieces: modules and images have some 10 MiB.
+pub const PIECES_MAX_BYTES: u64 = 128 << 20;
+
 /// Gives GRUB this guest's root and console, and leaves the one core image that its disk wants.
 pub fn personalise(
     root: &RootDir,
@@ -145,7 +160,7 @@ pub type EfiFile = (String, Vec<u8>);
 
 /// What lies on the EFI system partition beside what firmware starts: GRUB, and where it finds its configuration.
 pub fn efi_files(root: &RootDir, filesystem: Uuid) -> Result<Vec<EfiFile>> {
-    let os_release = root.read("usr/lib/os-release", MAX_BYTES)?.unwrap_or_default();
+    let os_release = root.read(OS_RELEASE, MAX_BYTES)?.unwrap_or_default();
     let ubuntu = String::from_utf8_lossy(&os_release).lines().any(|line| line == "ID=ubuntu");
     let vendor = if ubuntu { "ubuntu" } else { "debian" };
     let config = format!(
