@@ -19,6 +19,7 @@ pub mod request;
 pub mod rootdir;
 pub mod settings;
 pub mod signals;
+pub mod stream;
 pub mod suite;
 pub mod sys;
 pub mod tool;

@@ -5,10 +5,10 @@
 use anyhow::{Context, Result, bail, ensure};
 
 /// The attribute of the ACL that a file is accessed by.
-pub(super) const ACCESS: &str = "system.posix_acl_access";
+pub(crate) const ACCESS: &str = "system.posix_acl_access";
 
 /// The attribute of the ACL that new files in a directory inherit.
-pub(super) const DEFAULT: &str = "system.posix_acl_default";
+pub(crate) const DEFAULT: &str = "system.posix_acl_default";
 
 /// POSIX_ACL_XATTR_VERSION: a little-endian u32, then entries of tag (u16), permissions (u16) and
 /// id (u32).

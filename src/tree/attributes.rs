@@ -22,7 +22,7 @@ use super::entry::Owner;
 const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
 
 /// A file whose attributes are meant.
-pub(super) enum Target<'a> {
+pub(crate) enum Target<'a> {
     /// An open file or directory.
     Open(BorrowedFd<'a>),
     /// Anything else: `/proc/self/fd/DIRECTORY/NAME`, whose last component the calls do not follow.
@@ -31,14 +31,14 @@ pub(super) enum Target<'a> {
 
 impl<'a> Target<'a> {
     /// `name` in the held directory `dir`; the kernel before 6.13 has no calls that take both.
-    pub(super) fn named(dir: BorrowedFd<'_>, name: &[u8]) -> Target<'a> {
+    pub(crate) fn named(dir: BorrowedFd<'_>, name: &[u8]) -> Target<'a> {
         let mut path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         path.push(OsStr::from_bytes(name));
         Target::Named(path)
     }
 
     /// Sets the attribute `name`.
-    pub(super) fn set(&self, name: &[u8], value: &[u8]) -> Result<()> {
+    pub(crate) fn set(&self, name: &[u8], value: &[u8]) -> Result<()> {
         match self {
             Target::Open(fd) => fsetxattr(fd, name, value, XattrFlags::empty()),
             Target::Named(path) => lsetxattr(path, name, value, XattrFlags::empty()),
@@ -48,7 +48,7 @@ impl<'a> Target<'a> {
 }
 
 /// Owner, then mode: a change of owner drops setuid and setgid. `stat` is how the file is now.
-pub(super) fn set_owner_and_mode(file: BorrowedFd<'_>, stat: &Stat, owner: &Owner) -> Result<()> {
+pub(crate) fn set_owner_and_mode(file: BorrowedFd<'_>, stat: &Stat, owner: &Owner) -> Result<()> {
     let chown = (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid);
     if chown {
         let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));

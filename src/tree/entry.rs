@@ -41,12 +41,12 @@ pub(super) struct Entry {
 
 /// What every entry has, and is set in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Owner {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Permission bits with setuid, setgid and sticky.
-    pub(super) mode: u32,
-    pub(super) mtime: Time,
+    pub(crate) mode: u32,
+    pub(crate) mtime: Time,
 }
 
 /// What extended headers say about the entry that follows them.

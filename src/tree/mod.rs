@@ -25,7 +25,11 @@ mod unpack;
 
 use anyhow::Result;
 
+pub(crate) use acl::{ACCESS as ACL_ACCESS, DEFAULT as ACL_DEFAULT};
+pub(crate) use attributes::{Target, set_owner_and_mode};
+pub(crate) use entry::Owner;
 pub use pack::{PackStats, pack};
+pub(crate) use pax::Time;
 pub use unpack::{UnpackStats, unpack, unpack_only};
 
 /// Called once per entry and about every [`CHECKPOINT_BYTES`] of data; its error ends the work and
@@ -47,7 +51,7 @@ pub const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 const PAX_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The longest path that the kernel takes, without the NUL (linux/limits.h PATH_MAX).
-const PATH_BYTES_MAX: usize = 4095;
+pub(crate) const PATH_BYTES_MAX: usize = 4095;
 
 /// The path as the guest sees it, for errors: `./etc/fstab` and `etc/fstab` are `/etc/fstab`.
 fn shown(path: &[u8]) -> String {

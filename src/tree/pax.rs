@@ -13,9 +13,9 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 /// A point in time as the kernel keeps it: nanoseconds count forward from the second, before 1970
 /// too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Time {
-    pub(super) seconds: i64,
-    pub(super) nanoseconds: u32,
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
 }
 
 /// An extended attribute: its full name and value.
