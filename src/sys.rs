@@ -263,6 +263,17 @@ pub fn adopt_fd(fd: RawFd) -> File {
     file
 }
 
+/// A descriptor that an environment names: a copy of it, if it is open.
+pub fn inherited_fd(fd: RawFd) -> io::Result<File> {
+    // SAFETY: the descriptor is only duplicated; one that is not open answers EBADF.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave it to us.
+    Ok(unsafe { File::from_raw_fd(copy) })
+}
+
 /// Lets `command` run inside `root`; its program is looked up there.
 pub fn chroot_before_exec(command: &mut Command, root: PathBuf) {
     // SAFETY: chroot and chdir are async-signal-safe; the path is made before the fork.

@@ -41,17 +41,8 @@ impl Disk {
     /// is written.
     pub fn open(path: &Path) -> Result<Disk> {
         let shown = path.display();
-        let meta = std::fs::metadata(path)
-            .with_context(|| format!("opening the disk {shown}"))
-            .hint("gnt-instance activate-disks makes the disks of an instance appear on its node")?;
-        let medium = match meta.file_type() {
-            kind if kind.is_file() => Medium::File,
-            kind if kind.is_block_device() => Medium::Block,
-            _ => {
-                return Err(anyhow::anyhow!("{shown} is neither a file nor a block device"))
-                    .hint("`gnt-instance info` shows what the instance's disks are");
-            }
-        };
+        let meta = metadata_of(path)?;
+        let medium = medium_of(path, &meta)?;
         if medium == Medium::Block {
             refuse_held(path, meta.rdev())?;
         }
@@ -64,6 +55,19 @@ impl Disk {
         let disk = Disk::locked(file, path, medium)?;
         refuse_looped(path, &meta)?;
         Ok(disk)
+    }
+
+    /// Opens for reading alone, also where a running instance has the disk; refused only while somebody installs on it.
+    pub fn open_to_read(path: &Path) -> Result<Disk> {
+        let shown = path.display();
+        let medium = medium_of(path, &metadata_of(path)?)?;
+        let file = File::open(path).with_context(|| format!("opening the disk {shown}"))?;
+        if !lock::try_shared(&file)? {
+            let who = lock::holder(&file).unwrap_or_else(|| "another process".into());
+            return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
+                .hint("an installation of this instance may be running; wait for it, or end it");
+        }
+        Disk::measured(file, path, medium)
     }
 
     /// Takes a file that has no name yet, and that nobody else can know.
@@ -79,6 +83,10 @@ impl Disk {
             return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
                 .hint("another installation of this instance may be running; wait for it, or end it");
         }
+        Disk::measured(file, path, medium)
+    }
+
+    fn measured(file: File, path: &Path, medium: Medium) -> Result<Disk> {
         let mut disk = Disk { file, path: path.to_owned(), medium, size_bytes: 0, named: true };
         disk.size_bytes = disk.current_size_bytes()?;
         Ok(disk)
@@ -142,6 +150,21 @@ impl Disk {
                 rustix::fs::fadvise(&self.file, 0, None, advice).context("dropping a file's page cache")
             }
         }
+    }
+}
+
+fn metadata_of(path: &Path) -> Result<std::fs::Metadata> {
+    std::fs::metadata(path)
+        .with_context(|| format!("opening the disk {}", path.display()))
+        .hint("gnt-instance activate-disks makes the disks of an instance appear on its node")
+}
+
+fn medium_of(path: &Path, meta: &std::fs::Metadata) -> Result<Medium> {
+    match meta.file_type() {
+        kind if kind.is_file() => Ok(Medium::File),
+        kind if kind.is_block_device() => Ok(Medium::Block),
+        _ => Err(anyhow::anyhow!("{} is neither a file nor a block device", path.display()))
+            .hint("`gnt-instance info` shows what the instance's disks are"),
     }
 }
 

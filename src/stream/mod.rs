@@ -3,6 +3,8 @@
 
 pub mod compressed;
 pub mod dump;
+pub mod image;
+mod outlet;
 
 use std::io::Read;
 

@@ -12,7 +12,7 @@ use super::{PATH_BYTES_MAX, PAX_BYTES_MAX, shown};
 
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     HardLink,
     Symlink,
@@ -24,10 +24,10 @@ pub(super) enum Kind {
 
 /// One entry; the data of a file is what the input hands out next.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
     /// As the archive has it: not to be believed.
-    pub(super) path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// Target of a hard or symbolic link, as the archive has it.
     pub(super) link: Vec<u8>,
     pub(super) owner: Owner,
@@ -36,7 +36,7 @@ pub(super) struct Entry {
     pub(super) attributes: Vec<Attribute>,
     pub(super) acl_access: Option<Acl>,
     pub(super) acl_default: Option<Acl>,
-    pub(super) sparse: Option<Sparse>,
+    pub(crate) sparse: Option<Sparse>,
 }
 
 /// What every entry has, and is set in this order.
@@ -58,7 +58,7 @@ struct Extended {
 }
 
 /// The next entry; `None` at the end of the archive.
-pub(super) fn next(input: &mut Input<'_>) -> Result<Option<Entry>> {
+pub(crate) fn next(input: &mut Input<'_>) -> Result<Option<Entry>> {
     let mut extended: Option<Extended> = None;
     loop {
         let Some(block) = input.header()? else {

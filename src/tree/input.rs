@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{BLOCK, BUFFER_BYTES, CHECKPOINT_BYTES, Checkpoint, padding, shown};
 
 /// The archive's bytes, header by header; between two headers the data of a member, in pieces.
-pub(super) struct Input<'a> {
+pub(crate) struct Input<'a> {
     source: &'a mut dyn Read,
     checkpoint: Checkpoint<'a>,
     unchecked_bytes: u64,
@@ -25,7 +25,7 @@ pub(super) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Input<'a> {
+    pub(crate) fn new(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Input<'a> {
         Input {
             source,
             checkpoint,
@@ -71,7 +71,7 @@ impl<'a> Input<'a> {
     }
 
     /// The next piece of the member's data, at most `limit_bytes`; `None` at its end.
-    pub(super) fn data(&mut self, limit_bytes: u64) -> Result<Option<&[u8]>> {
+    pub(crate) fn data(&mut self, limit_bytes: u64) -> Result<Option<&[u8]>> {
         if self.data_left == 0 {
             self.skip_padding()?;
             return Ok(None);
@@ -95,12 +95,12 @@ impl<'a> Input<'a> {
     }
 
     /// How much of the member's data is still to come.
-    pub(super) fn data_left(&self) -> u64 {
+    pub(crate) fn data_left(&self) -> u64 {
         self.data_left
     }
 
     /// All of the member's data, for those that are read into memory: an error above `max_bytes`.
-    pub(super) fn whole(&mut self, max_bytes: u64) -> Result<Vec<u8>> {
+    pub(crate) fn whole(&mut self, max_bytes: u64) -> Result<Vec<u8>> {
         let size = self.data_left;
         ensure!(
             size <= max_bytes,

@@ -10,6 +10,7 @@
 //! `SCHILY.` and `RHT.` keywords.
 
 mod acl;
+pub(crate) mod archive;
 mod attributes;
 mod entry;
 mod header;
@@ -62,6 +63,6 @@ fn shown(path: &[u8]) -> String {
 }
 
 /// How many bytes pad `size_bytes` of data to whole blocks.
-fn padding(size_bytes: u64) -> u64 {
+pub(crate) fn padding(size_bytes: u64) -> u64 {
     size_bytes.wrapping_neg() % BLOCK as u64
 }

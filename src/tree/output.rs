@@ -13,24 +13,24 @@ use super::pax::{Time, push, push_mtime, push_number};
 use super::{BUFFER_BYTES, CHECKPOINT_BYTES, Checkpoint, PAX_BYTES_MAX, padding, shown};
 
 /// The fields of one entry.
-pub(super) struct Member<'a> {
+pub(crate) struct Member<'a> {
     /// The type flag of its header.
-    pub(super) kind: u8,
-    pub(super) path: &'a [u8],
+    pub(crate) kind: u8,
+    pub(crate) path: &'a [u8],
     /// Target of a hard or symbolic link, else empty.
-    pub(super) link: &'a [u8],
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Time,
+    pub(crate) link: &'a [u8],
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
     /// Bytes that follow in the archive, before padding.
-    pub(super) size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// Major and minor number.
-    pub(super) device: (u32, u32),
+    pub(crate) device: (u32, u32),
 }
 
 /// An archive being written.
-pub(super) struct Output<'a> {
+pub(crate) struct Output<'a> {
     sink: &'a mut dyn Write,
     checkpoint: Checkpoint<'a>,
     unchecked_bytes: u64,
@@ -40,14 +40,14 @@ pub(super) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(sink: &'a mut dyn Write, checkpoint: Checkpoint<'a>) -> Output<'a> {
+    pub(crate) fn new(sink: &'a mut dyn Write, checkpoint: Checkpoint<'a>) -> Output<'a> {
         let buffer = vec![0; BUFFER_BYTES];
         Output { sink, checkpoint, unchecked_bytes: 0, written_bytes: 0, buffer, filled: 0 }
     }
 
     /// Writes the header of `member`; `records` are pax records that it needs besides those for its
     /// fields.
-    pub(super) fn member(&mut self, member: &Member<'_>, records: &[u8]) -> Result<()> {
+    pub(crate) fn member(&mut self, member: &Member<'_>, records: &[u8]) -> Result<()> {
         let mut header = Header::new(member.kind);
         let mut extended = Vec::new();
         // Names that are no ASCII mean bytes to us, but UTF-8 to a pax reader: it is told which
@@ -84,7 +84,7 @@ impl<'a> Output<'a> {
     }
 
     /// Appends `bytes` as they are.
-    pub(super) fn bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub(crate) fn bytes(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let room = self.room()?;
             let length = room.len().min(bytes.len());
@@ -97,7 +97,7 @@ impl<'a> Output<'a> {
 
     /// Appends `length_bytes` of the open file `file` from where it stands; an error if it ends
     /// before.
-    pub(super) fn file(&mut self, file: BorrowedFd<'_>, length_bytes: u64) -> Result<()> {
+    pub(crate) fn file(&mut self, file: BorrowedFd<'_>, length_bytes: u64) -> Result<()> {
         let mut left = length_bytes;
         while left > 0 {
             let room = self.room()?;
@@ -116,13 +116,13 @@ impl<'a> Output<'a> {
     }
 
     /// Fills up the last block of `size_bytes` of data.
-    pub(super) fn pad(&mut self, size_bytes: u64) -> Result<()> {
+    pub(crate) fn pad(&mut self, size_bytes: u64) -> Result<()> {
         const ZEROS: [u8; super::BLOCK] = [0; super::BLOCK];
         self.bytes(&ZEROS[..padding(size_bytes) as usize])
     }
 
     /// Ends the archive, and says how long it is.
-    pub(super) fn finish(mut self) -> Result<u64> {
+    pub(crate) fn finish(mut self) -> Result<u64> {
         self.bytes(&[0; 2 * super::BLOCK])?;
         self.flush()?;
         self.sink.flush().context("writing the archive")?;
@@ -170,7 +170,8 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    /// Hands everything to the sink.
+    pub(crate) fn flush(&mut self) -> Result<()> {
         let mut left = &self.buffer[..self.filled];
         while !left.is_empty() {
             match self.sink.write(left) {

@@ -20,8 +20,8 @@ use super::attributes::{Reader, Target};
 use super::links::{Known, Links};
 use super::names::Names;
 use super::output::{Member, Output};
-use super::pax::{Time, kept, push, push_attribute, push_number};
-use super::sparse::{Sparse, placeholder};
+use super::pax::{Time, kept, push, push_attribute};
+use super::sparse::{Sparse, announced};
 use super::{BLOCK, Checkpoint, PATH_BYTES_MAX, shown};
 use crate::rootdir::RootDir;
 
@@ -230,14 +230,11 @@ impl Packer<'_> {
 
     /// Writes a file with holes in GNU tar's PAX format 1.0.
     fn sparse_file(&mut self, file: &OwnedFd, stat: &Stat, sparse: &Sparse) -> Result<()> {
-        push_number(&mut self.records, "GNU.sparse.major", 1);
-        push_number(&mut self.records, "GNU.sparse.minor", 0);
-        push(&mut self.records, b"GNU.sparse.name", &self.path);
-        push_number(&mut self.records, "GNU.sparse.realsize", sparse.real_size);
+        let (name, records) = announced(&self.path, sparse.real_size);
+        self.records.extend_from_slice(&records);
         let map = sparse.encode();
         let stored = map.len() as u64 + sparse.data_bytes();
-        let path = std::mem::take(&mut self.path);
-        self.path = placeholder(&path);
+        let path = std::mem::replace(&mut self.path, name);
         let written = self.member(b'0', stat, b"", stored);
         self.path = path;
         written?;

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::header::{Header, unsigned};
 use super::input::Input;
-use super::pax::{SparseRecords, decimal};
+use super::pax::{SparseRecords, decimal, push, push_number};
 use super::{BLOCK, padding, shown};
 
 /// A map with more extents is refused: 16 MiB of memory.
@@ -22,16 +22,16 @@ const WRITTEN_EXTENTS_MAX: usize = 128 * 1024;
 
 /// A run of data in a file; what lies between two runs is a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// A file with holes: where its data is, and how long it is with them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Sparse {
-    pub(super) extents: Vec<Extent>,
-    pub(super) real_size: u64,
+pub(crate) struct Sparse {
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) real_size: u64,
 }
 
 impl Sparse {
@@ -48,12 +48,12 @@ impl Sparse {
     }
 
     /// How many bytes of data the archive holds for it, without the map.
-    pub(super) fn data_bytes(&self) -> u64 {
+    pub(crate) fn data_bytes(&self) -> u64 {
         self.extents.iter().map(|extent| extent.length).sum()
     }
 
     /// The map as PAX format 1.0 has it before the data: decimal lines, padded to whole blocks.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut map = format!("{}\n", self.extents.len()).into_bytes();
         for extent in &self.extents {
             map.extend_from_slice(format!("{}\n{}\n", extent.offset, extent.length).as_bytes());
@@ -195,9 +195,19 @@ fn take_old_extents(field: &[u8], extents: &mut Vec<Extent>) -> Result<()> {
     Ok(())
 }
 
+/// How a file with holes is announced in PAX format 1.0: the name in its header, and the records before that.
+pub(crate) fn announced(path: &[u8], real_size: u64) -> (Vec<u8>, Vec<u8>) {
+    let mut records = Vec::new();
+    push_number(&mut records, "GNU.sparse.major", 1);
+    push_number(&mut records, "GNU.sparse.minor", 0);
+    push(&mut records, b"GNU.sparse.name", path);
+    push_number(&mut records, "GNU.sparse.realsize", real_size);
+    (placeholder(path), records)
+}
+
 /// The name of a sparse member's placeholder, as GNU tar writes it: what readers that do not know
 /// the format extract.
-pub(super) fn placeholder(path: &[u8]) -> Vec<u8> {
+fn placeholder(path: &[u8]) -> Vec<u8> {
     let split = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     debug_assert!(split < path.len(), "{} is a directory", shown(path));
     [&path[..split], b"GNUSparseFile.0/", &path[split..]].concat()

@@ -4,8 +4,10 @@ mod base;
 mod cache;
 mod config;
 mod create;
+mod export;
 mod guest_disk;
 mod image;
+mod import;
 mod loader;
 mod rename;
 mod unpack;
@@ -15,7 +17,7 @@ mod work;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, OsArgs};
@@ -73,8 +75,11 @@ fn os_verb(verb: Verb, args: &OsArgs, env: Env) -> Result<Outcome> {
         Task::Create(instance) => create::create(&request.context, instance, args.dry_run),
         Task::Verify { faults } => verify::verify(&request.context, faults),
         Task::Rename(instance, old) => rename::rename(&request.context, instance, old, args.dry_run),
-        Task::Export { .. } | Task::Import { .. } => {
-            bail!("this version cannot {} yet; nothing was changed", verb.name())
+        Task::Export { instance, disk, index, size_fd } => {
+            export::export(instance, disk, *index, *size_fd, args.dry_run)
+        }
+        Task::Import { instance, disk, index } => {
+            import::import(&request.context, instance, disk, *index, args.dry_run)
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::disk::Filesystem;
 pub enum Content {
     /// A filesystem that can be mounted.
     Filesystem(Volume),
+    /// A swap area.
+    Swap(Uuid),
     /// Something known that holds no guest's root, or one that is not mounted; with the reason.
     Other(String),
     /// Nothing that is known here.
@@ -33,6 +35,7 @@ impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Content::Filesystem(volume) => write!(f, "{}", volume.filesystem),
+            Content::Swap(_) => f.write_str("swap"),
             Content::Other(what) => f.write_str(what),
             Content::Unknown => f.write_str("nothing that is known"),
         }
@@ -64,8 +67,11 @@ pub fn identify(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64
     if let Some(content) = read(EXT_AT)?.as_ref().and_then(ext) {
         return Ok(content);
     }
-    let known: [(usize, &[u8], &str); 7] = [
-        (SUPERBLOCK_BYTES - 10, b"SWAPSPACE2", "swap"),
+    // mkswap(8): the mark ends the first page, the UUID stands behind the boot bits and four numbers.
+    if has(SUPERBLOCK_BYTES - 10, b"SWAPSPACE2") {
+        return Ok(Content::Swap(uuid(&start[1036..1052])));
+    }
+    let known: [(usize, &[u8], &str); 6] = [
         (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
         (0x218, b"LVM2 001", "a physical volume of LVM"),
         (3, b"NTFS    ", "NTFS"),

@@ -102,6 +102,20 @@ impl UsedMap {
         granules
     }
 
+    /// The same or coarser, with at most `runs_max` runs.
+    pub fn with_at_most(self, runs_max: usize) -> UsedMap {
+        let mut map = self;
+        while map.extents().count() > runs_max {
+            let mut coarser = UsedMap { granule_bytes: map.granule_bytes * 2, ..map.clone() };
+            coarser.bits.fill(0);
+            for extent in map.extents() {
+                coarser.mark(extent.start, extent.end - extent.start);
+            }
+            map = coarser;
+        }
+        map
+    }
+
     /// How much is in use.
     pub fn used_bytes(&self) -> u64 {
         self.extents().map(|extent| extent.end - extent.start).sum()
@@ -143,6 +157,18 @@ mod tests {
         map.clear(0, u64::MAX);
         assert_eq!(extents(&map), []);
         assert_eq!(extents(&UsedMap::full(0)), []);
+    }
+
+    #[test]
+    fn runs_that_lie_close_are_joined_where_there_are_too_many() {
+        let mut map = UsedMap::empty(1000 * G);
+        for at in (0..1000).step_by(2) {
+            map.mark(at * G, 1);
+        }
+        assert_eq!(map.extents().count(), 500);
+        let joined = map.clone().with_at_most(499);
+        assert_eq!(extents(&joined), [(0, 1000 * G)]);
+        assert_eq!(map.clone().with_at_most(500), map);
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! What of a partition is in use, by the filesystem's own maps, read from the device and never through a mount: parsers of
 //! our own, bounded, that believe nothing. What they cannot be sure of is in use.
 
+mod disk;
 mod map;
 
+use anyhow::Result;
+
+pub use disk::{DiskUse, of_disk};
 pub use map::UsedMap;
+
+use super::foreign::{Content, Part, ReadAt};
 
 /// What of a partition has to travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,4 +18,24 @@ pub enum Usage {
     Part(UsedMap),
     /// All of it, with the reason: a filesystem, or a state of one, whose maps are not read.
     Whole(String),
+}
+
+/// What identifies a swap area; the rest is nobody's.
+const SWAP_HEADER_BYTES: u64 = 64 << 10;
+
+/// What of a part of a disk is in use.
+pub fn usage(disk: &(impl ReadAt + ?Sized), part: &Part) -> Result<Usage> {
+    let _ = disk;
+    Ok(match &part.content {
+        Content::Swap(_) => {
+            let mut map = UsedMap::empty(part.size_bytes);
+            map.mark(0, SWAP_HEADER_BYTES);
+            Usage::Part(map)
+        }
+        Content::Filesystem(volume) => {
+            Usage::Whole(format!("the maps of {} are not read", volume.filesystem))
+        }
+        Content::Other(what) => Usage::Whole(format!("it is {what}")),
+        Content::Unknown => Usage::Whole("its content is not known".into()),
+    })
 }

@@ -1,0 +1,98 @@
+//! Reads a disk's archive that a stranger may have written. Whoever takes the data must not make a disk of it that can be
+//! mistaken for a good one until [`Image::finish`] says that all of it was right.
+
+use std::io::Read;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
+use crate::tree::Checkpoint;
+use crate::tree::archive::{self, Entry, EntryKind, Extent, Input};
+
+/// Of the digest's member.
+const DIGEST_BYTES_MAX: u64 = 1024;
+
+/// An archive of which the description was read; its data comes next.
+pub struct Image<'a> {
+    input: Input<'a>,
+    pub manifest: Manifest,
+    /// Runs of data, ascending and on the disk.
+    runs: Vec<Extent>,
+    digest: Digest,
+}
+
+impl<'a> Image<'a> {
+    /// Reads up to the data: what disk it is, and where the data belongs.
+    pub fn open(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Image<'a>> {
+        let mut input = Input::new(source, checkpoint);
+        let first = next(&mut input, MANIFEST)?;
+        ensure!(first.sparse.is_none(), "{MANIFEST} is a sparse file");
+        let text = input.whole(MANIFEST_BYTES_MAX)?;
+        let manifest = Manifest::parse(&text)?;
+        let disk = next(&mut input, DISK)?;
+        let size = manifest.disk.size_bytes;
+        let runs = match disk.sparse {
+            Some(sparse) => {
+                ensure!(
+                    sparse.real_size == size,
+                    "{DISK} has {} bytes, {MANIFEST} says {size}",
+                    sparse.real_size
+                );
+                sparse.extents
+            }
+            // A disk without a hole.
+            None => {
+                let stored = input.data_left();
+                ensure!(stored == size, "{DISK} has {stored} bytes, {MANIFEST} says {size}");
+                vec![Extent { offset: 0, length: size }]
+            }
+        };
+        let runs: Vec<Extent> = runs.into_iter().filter(|run| run.length > 0).collect();
+        ensure!(runs.len() <= RANGES_MAX, "{DISK} comes in {} pieces; {RANGES_MAX} are read", runs.len());
+        let digest = Digest::begin(&text, runs.iter().map(|run| (run.offset, run.length)));
+        Ok(Image { input, manifest, runs, digest })
+    }
+
+    /// Where data comes for: start and length in bytes, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.runs.iter().map(|run| (run.offset, run.length))
+    }
+
+    /// Hands all data to `take`, piece by piece, each with its offset on the disk.
+    pub fn data(&mut self, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        for run in &self.runs {
+            let mut done = 0;
+            while done < run.length {
+                let piece = self.input.data(run.length - done)?.context("the archive has too little data")?;
+                self.digest.add(piece);
+                take(run.offset + done, piece)?;
+                done += piece.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what follows the data: the digest must be right, and nothing may come behind it.
+    pub fn finish(mut self) -> Result<()> {
+        next(&mut self.input, DIGEST).context("the backup ends without its digest")?;
+        let stored = self.input.whole(DIGEST_BYTES_MAX)?;
+        ensure!(
+            stored == self.digest.finish().as_bytes(),
+            "the digest is wrong: the backup is not what was exported"
+        );
+        ensure!(archive::next(&mut self.input)?.is_none(), "there is more behind the digest");
+        Ok(())
+    }
+}
+
+/// The next member, which must be the file `name`.
+fn next(input: &mut Input<'_>, name: &str) -> Result<Entry> {
+    let entry = archive::next(input)?.with_context(|| format!("the backup ends before {name}"))?;
+    let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
+    ensure!(
+        path == name.as_bytes() && entry.kind == EntryKind::File,
+        "the backup has {:?} where {name} belongs",
+        String::from_utf8_lossy(&entry.path)
+    );
+    Ok(entry)
+}

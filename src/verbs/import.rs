@@ -1,0 +1,168 @@
+//! import: a stream becomes a disk. Nothing of the stream is trusted: its tree is restored through the guest's root, no
+//! program of it runs, and until all of it is there the disk looks like an empty one.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::base::{self, Freshness};
+use super::unpack::full_or;
+use super::work::Work;
+use super::{Outcome, answer, create};
+use crate::disk::Disk;
+use crate::guest::network::Mode;
+use crate::guest::{Root, Workspace, boot, fstab};
+use crate::plan::{DiskFacts, Plan, disk_path};
+use crate::report::{self, Hint, size};
+use crate::request::{Context, DiskAddress, Instance};
+use crate::rootdir::RootDir;
+use crate::settings::{BootWish, Settings, SwapWish};
+use crate::stream::{self, Source};
+use crate::{signals, tree};
+
+/// What helps where a backup does not fit.
+const LARGER_DISK: &str = "give the instance a larger disk; the backup holds more than this one";
+
+/// Makes disk `index` of an instance from the stream on standard input.
+pub fn import(
+    context: &Context,
+    instance: &Instance,
+    address: &DiskAddress,
+    index: usize,
+    dry_run: bool,
+) -> Result<Outcome> {
+    let settings = Settings::load(context, "import")?;
+    let disk = Disk::open(&disk_path(address)?)?;
+    let warnings = settings.layers.warnings.clone();
+    let plan = plan(context, instance, settings, &disk, index)?;
+    if dry_run {
+        answer(&plan.to_string())?;
+        return Ok(Outcome::Done);
+    }
+    let start = Instant::now();
+    let path = disk.path.display();
+    report::line(&format!(
+        "{} {}: disk {index} of {}, {path} ({}), from a backup",
+        crate::PROGRAM,
+        crate::VERSION,
+        instance.name,
+        size(disk.size_bytes)
+    ));
+    for warning in &warnings {
+        report::warning(warning);
+    }
+    create::preconditions(&plan)?;
+    // What is no backup is refused before the disk is touched.
+    let stdin = signals::Interruptible(std::io::stdin());
+    let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
+    let workspace = Workspace::enter()?;
+    let pieces = loader_pieces(&plan, &workspace)?;
+    let mut work = Work::new(&disk, &plan, None);
+    if let Err(error) = restore(&mut work, source, pieces.as_ref(), index, &workspace) {
+        let error = signals::check().err().unwrap_or(error);
+        return Err(work.abandon(error).context(format!("importing disk {index} of {}", instance.name)));
+    }
+    report::line(&format!(
+        "{:8.2} s  disk {index} of {} is imported",
+        start.elapsed().as_secs_f64(),
+        instance.name
+    ));
+    Ok(Outcome::Done)
+}
+
+/// As for a create, but for what a backup brings along, and what the run for another disk makes.
+fn plan(
+    context: &Context,
+    instance: &Instance,
+    mut settings: Settings,
+    disk: &Disk,
+    index: usize,
+) -> Result<Plan> {
+    // The network's files are in the backup; a rename gives them new NICs.
+    settings.network = Mode::Manual;
+    settings.customize_dir = None;
+    if index > 0 {
+        settings.boot = BootWish::No;
+    }
+    if index > 0 || !matches!(settings.swap, SwapWish::Size(_)) {
+        settings.swap = SwapWish::No;
+    }
+    let mut instance = instance.clone();
+    instance.swap = None;
+    if index < instance.disks.len() {
+        instance.disks.swap(0, index);
+    }
+    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+    let mut plan = Plan::new(context, &instance, &settings, facts)?;
+    plan.disk_path = disk.path.clone();
+    Ok(plan)
+}
+
+/// GRUB of a tree that this node made, where the disk is to start by itself: none of the guest's programs makes one.
+fn loader_pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
+    let Some(wanted) = plan.boot else { return Ok(None) };
+    let pieces = || -> Result<Root> {
+        let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+        let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
+        report::step("taking GRUB from the cached tree", || {
+            tree::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
+        })?;
+        Ok(pieces)
+    };
+    match pieces() {
+        Ok(pieces) => Ok(Some(pieces)),
+        Err(error) => {
+            signals::check()?;
+            if wanted.asked_for {
+                return Err(error.context("preparing the loader"));
+            }
+            report::warning(&format!("nothing will start this disk by itself: {}", report::sentence(&error)));
+            Ok(None)
+        }
+    }
+}
+
+/// From a blank disk to one that holds what the stream does.
+fn restore(
+    work: &mut Work<'_>,
+    source: Source,
+    pieces: Option<&Root>,
+    index: usize,
+    workspace: &Workspace,
+) -> Result<()> {
+    work.format(workspace)?;
+    let root = work.root()?;
+    report::long_step("restoring the tree", || match source {
+        Source::Dump(mut dump) => stream::dump::restore(&mut dump, root.dir()?, &signals::check).map(drop),
+    })
+    .map_err(|error| {
+        full_or(error, root, LARGER_DISK, Hint("the backup is damaged or no backup; export it again".into()))
+    })?;
+    if index == 0 {
+        adapt(work, pieces)?;
+    }
+    work.complete()?;
+    work.finish()
+}
+
+/// What the tree says of its disk becomes what the new disk is.
+fn adapt(work: &mut Work<'_>, pieces: Option<&Root>) -> Result<()> {
+    let dir = RootDir::open(work.root()?.path())?;
+    if !dir.is_dir("etc")? {
+        report::warning("the backup holds no system, there is no /etc: it stays as it is");
+        return Ok(());
+    }
+    let (plan, uuid) = (work.plan, work.volumes.root);
+    boot::repair(&dir, uuid)?;
+    if let Some(pieces) = pieces {
+        let pieces = pieces.dir()?;
+        let console = plan.personality.console.as_ref();
+        if boot::adopt(&dir, pieces, plan.layout.style, uuid, console)? {
+            work.prepare_loader(Some(pieces))?;
+        } else {
+            report::warning("nothing will start this disk by itself: the backup has no kernel in /boot");
+        }
+    }
+    work.make_swap()?;
+    fstab::repair(&dir, plan.filesystem, &work.volumes)
+}
