@@ -6,6 +6,8 @@ pub mod boot_code;
 pub mod esp;
 pub mod foreign;
 mod format;
+mod grow;
+mod held_back;
 pub mod layout;
 mod loop_device;
 mod table;
@@ -18,6 +20,8 @@ use std::str::FromStr;
 
 pub use backing::{Disk, Medium};
 pub use format::{Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, mkfs_of};
+pub use grow::{Growth, grow_table};
+pub use held_back::HeldBack;
 pub use loop_device::LoopDevice;
 pub use table::{table_is_there, write_table};
 pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root};

@@ -16,8 +16,8 @@ use super::{Disk, Medium};
 const END_BYTES: u64 = 2 << 20;
 
 /// Mirrors of a btrfs superblock, and one sector is enough to break each.
-const BTRFS_MIRRORS: [u64; 2] = [64 << 20, 256 << 30];
-const BTRFS_SUPERBLOCK_BYTES: u64 = 4096;
+pub(super) const BTRFS_MIRRORS: [u64; 2] = [64 << 20, 256 << 30];
+pub(super) const BTRFS_SUPERBLOCK_BYTES: u64 = 4096;
 
 /// Wipes the old signatures of a whole disk.
 pub fn wipe_ends(disk: &Disk) -> Result<()> {
@@ -63,13 +63,14 @@ fn zero(disk: &Disk, ranges: &[(u64, u64)]) -> Result<()> {
     disk.flush_path_cache()
 }
 
-/// A file gets a hole, which reads as zeroes and costs nothing; all else is written.
-fn zero_range(file: &File, medium: Medium, start: u64, length: u64) -> Result<()> {
-    if medium == Medium::File {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(file.as_fd(), flags, start, length).is_ok() {
-            return Ok(());
-        }
+/// A file gets a hole, which reads as zeroes and costs nothing; a device is asked to zero it itself, else it is written.
+pub(super) fn zero_range(file: &File, medium: Medium, start: u64, length: u64) -> Result<()> {
+    let flags = match medium {
+        Medium::File => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        Medium::Block => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+    };
+    if rustix::fs::fallocate(file.as_fd(), flags, start, length).is_ok() {
+        return Ok(());
     }
     let zeroes = vec![0u8; 1 << 20];
     let mut at = start;

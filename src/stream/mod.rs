@@ -10,11 +10,17 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 
-/// How much of a stream [`identify()`] wants to see: the header of a dump.
-pub const IDENTIFY_BYTES: usize = 1024;
+use crate::disk::foreign;
+
+/// How much of a stream [`identify()`] wants to see: the superblock of btrfs lies at 64 KiB.
+pub const IDENTIFY_BYTES: usize = 72 << 10;
 
 /// What is accepted, for errors.
-const ACCEPTED: &str = "a level 0 dump(8) of an ext2, ext3 or ext4 filesystem, plain or as gzip, zstd or xz";
+const ACCEPTED: &str = "a backup of this program, a level 0 dump(8) of an ext2, ext3 or ext4 filesystem, a raw disk or a \
+                        tar of a root tree, plain or as gzip, zstd or xz";
+
+/// Where a tar's header says that it is one.
+const TAR_MAGIC: std::ops::Range<usize> = 257..263;
 
 /// How much of an unknown stream is shown.
 const SHOWN_BYTES: usize = 16;
@@ -24,12 +30,24 @@ const SHOWN_BYTES: usize = 16;
 pub enum Kind {
     /// What dump(8) writes.
     Dump,
+    /// What export writes.
+    Image,
+    /// A tar of a tree.
+    Tree,
+    /// A disk as it lies.
+    Raw,
 }
 
 /// A backup whose format is known: its plain bytes, from the first one on.
 pub enum Source {
     /// For [`dump::restore()`].
     Dump(Box<dyn Read>),
+    /// For [`image::Image`].
+    Image(Box<dyn Read>),
+    /// For [`crate::tree::unpack()`].
+    Tree(Box<dyn Read>),
+    /// A raw disk, and its first bytes again.
+    Raw(Box<dyn Read>, Vec<u8>),
 }
 
 /// Looks at the first bytes of `input`, unpacks what is compressed, and says what it is. An error
@@ -37,9 +55,14 @@ pub enum Source {
 pub fn open(input: Box<dyn Read>) -> Result<Source> {
     let mut plain = compressed::plain(input)?;
     let first = compressed::peek(&mut plain, IDENTIFY_BYTES).context("reading the start of the backup")?;
-    match identify(&first)? {
-        Kind::Dump => Ok(Source::Dump(Box::new(std::io::Cursor::new(first).chain(plain)))),
-    }
+    let kind = identify(&first)?;
+    let all = Box::new(std::io::Cursor::new(first.clone()).chain(plain));
+    Ok(match kind {
+        Kind::Dump => Source::Dump(all),
+        Kind::Image => Source::Image(all),
+        Kind::Tree => Source::Tree(all),
+        Kind::Raw => Source::Raw(all, first),
+    })
 }
 
 /// What a stream is that begins with `first_bytes`, at least [`IDENTIFY_BYTES`] of them unless it is
@@ -47,6 +70,17 @@ pub fn open(input: Box<dyn Read>) -> Result<Source> {
 pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
     if let Some(found) = dump::identify(first_bytes) {
         return found.map(|()| Kind::Dump);
+    }
+    if first_bytes.get(TAR_MAGIC).is_some_and(|magic| magic.starts_with(b"ustar")) {
+        let name = first_bytes.strip_prefix(b"./").unwrap_or(first_bytes);
+        let ours = name.strip_prefix(image::MANIFEST.as_bytes()).is_some_and(|rest| rest.starts_with(b"\0"));
+        return Ok(if ours { Kind::Image } else { Kind::Tree });
+    }
+    let boot_sector = first_bytes.get(510..512) == Some(&[0x55, 0xaa]);
+    if boot_sector
+        || foreign::identify(first_bytes, 0, first_bytes.len() as u64)? != foreign::Content::Unknown
+    {
+        return Ok(Kind::Raw);
     }
     if first_bytes.is_empty() {
         bail!("the backup is empty; expected {ACCEPTED}");
@@ -70,7 +104,7 @@ mod tests {
             (&[0; 1024], r"\x00\x00"),
         ] {
             let error = identify(bytes).unwrap_err().to_string();
-            assert!(error.contains(found) && error.contains("expected a level 0 dump"), "{error}");
+            assert!(error.contains(found) && error.contains("expected a backup"), "{error}");
         }
     }
 

@@ -114,6 +114,11 @@ impl<'a> Input<'a> {
         Ok(bytes)
     }
 
+    /// Whether nothing comes behind the archive's end mark. To be asked once that was read.
+    pub(crate) fn ends(&mut self) -> Result<bool> {
+        Ok(self.start == self.end && self.source.read(&mut [0]).context("reading behind the archive")? == 0)
+    }
+
     /// Where in the archive this is, to be put behind "found ...".
     pub(super) fn place(&self) -> String {
         match self.name.is_empty() {

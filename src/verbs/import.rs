@@ -1,14 +1,15 @@
 //! import: a stream becomes a disk. Nothing of the stream is trusted: its tree is restored through the guest's root, no
 //! program of it runs, and until all of it is there the disk looks like an empty one.
 
+use std::io::Read;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::base::{self, Freshness};
 use super::unpack::full_or;
 use super::work::Work;
-use super::{Outcome, answer, create};
+use super::{Outcome, answer, create, restore_disk};
 use crate::disk::Disk;
 use crate::guest::network::Mode;
 use crate::guest::{Root, Workspace, boot, fstab};
@@ -56,12 +57,13 @@ pub fn import(
     let stdin = signals::Interruptible(std::io::stdin());
     let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;
-    let pieces = loader_pieces(&plan, &workspace)?;
-    let mut work = Work::new(&disk, &plan, None);
-    if let Err(error) = restore(&mut work, source, pieces.as_ref(), index, &workspace) {
-        let error = signals::check().err().unwrap_or(error);
-        return Err(work.abandon(error).context(format!("importing disk {index} of {}", instance.name)));
+    match source {
+        Source::Image(mut source) => restore_disk::from_archive(&disk, &workspace, &mut source),
+        Source::Raw(mut source, first) => restore_disk::from_raw(&disk, &workspace, &mut source, &first),
+        Source::Dump(source) => make_disk(&disk, &plan, index, &workspace, Tree::Dump(source)),
+        Source::Tree(source) => make_disk(&disk, &plan, index, &workspace, Tree::Tar(source)),
     }
+    .with_context(|| format!("importing disk {index} of {}", instance.name))?;
     report::line(&format!(
         "{:8.2} s  disk {index} of {} is imported",
         start.elapsed().as_secs_f64(),
@@ -122,10 +124,24 @@ fn loader_pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
     }
 }
 
+/// A stream that is a tree and no disk.
+enum Tree {
+    Dump(Box<dyn Read>),
+    Tar(Box<dyn Read>),
+}
+
+/// A disk as for a new instance, with the tree of the stream.
+fn make_disk(disk: &Disk, plan: &Plan, index: usize, workspace: &Workspace, source: Tree) -> Result<()> {
+    let pieces = loader_pieces(plan, workspace)?;
+    let mut work = Work::new(disk, plan, None);
+    let restored = restore(&mut work, source, pieces.as_ref(), index, workspace);
+    restored.map_err(|error| work.abandon(signals::check().err().unwrap_or(error)))
+}
+
 /// From a blank disk to one that holds what the stream does.
 fn restore(
     work: &mut Work<'_>,
-    source: Source,
+    source: Tree,
     pieces: Option<&Root>,
     index: usize,
     workspace: &Workspace,
@@ -133,7 +149,12 @@ fn restore(
     work.format(workspace)?;
     let root = work.root()?;
     report::long_step("restoring the tree", || match source {
-        Source::Dump(mut dump) => stream::dump::restore(&mut dump, root.dir()?, &signals::check).map(drop),
+        Tree::Dump(mut dump) => stream::dump::restore(&mut dump, root.dir()?, &signals::check).map(drop),
+        Tree::Tar(mut tar) => {
+            tree::unpack(&mut tar, root.dir()?, &signals::check)?;
+            // Whoever writes it must not find us gone while he pads its end.
+            std::io::copy(&mut tar, &mut std::io::sink()).map(drop).context("reading the end of the tar")
+        }
     })
     .map_err(|error| {
         full_or(error, root, LARGER_DISK, Hint("the backup is damaged or no backup; export it again".into()))

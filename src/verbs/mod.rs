@@ -10,6 +10,7 @@ mod image;
 mod import;
 mod loader;
 mod rename;
+mod restore_disk;
 mod unpack;
 mod verify;
 mod work;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 pub use content::{Content, Volume, identify};
 pub use partitions::TableKind;
 
-use super::Disk;
+use super::{Disk, SECTOR_BYTES};
 
 /// Bytes that can be read at any offset.
 pub trait ReadAt {
@@ -57,18 +57,40 @@ impl fmt::Display for Part {
     }
 }
 
+/// A disk of which the first sector is another than the one that stands there.
+pub struct WithSector<'a> {
+    pub disk: &'a File,
+    pub sector: &'a [u8; SECTOR_BYTES as usize],
+}
+
+impl ReadAt for WithSector<'_> {
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.read_into(buffer, offset)?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.sector.len());
+        for (to, byte) in buffer.iter_mut().zip(&self.sector[from..]) {
+            *to = *byte;
+        }
+        Ok(())
+    }
+}
+
 /// What a disk holds, in the order of the partitions' numbers. An error where its table is damaged.
 pub fn survey(disk: &Disk) -> Result<(Option<TableKind>, Vec<Part>)> {
-    let context = || format!("looking at what is on {}", disk.path.display());
     // What is read here must be what a direct-I/O loop device will see.
     disk.flush_path_cache()?;
+    survey_bytes(&disk.file, disk.size_bytes)
+        .with_context(|| format!("looking at what is on {}", disk.path.display()))
+}
+
+/// The same of `size_bytes` wherever they are.
+pub fn survey_bytes(disk: &impl ReadAt, size_bytes: u64) -> Result<(Option<TableKind>, Vec<Part>)> {
     let part = |number, start_bytes, size_bytes| -> Result<Part> {
-        let content = identify(&disk.file, start_bytes, size_bytes)?;
+        let content = identify(disk, start_bytes, size_bytes)?;
         Ok(Part { number, start_bytes, size_bytes, content })
     };
-    let Some(table) = partitions::read(&disk.file, disk.size_bytes).with_context(context)? else {
-        return Ok((None, vec![part(None, 0, disk.size_bytes).with_context(context)?]));
+    let Some(table) = partitions::read(disk, size_bytes)? else {
+        return Ok((None, vec![part(None, 0, size_bytes)?]));
     };
     let parts = table.partitions.iter().map(|p| part(Some(p.number), p.start_bytes, p.size_bytes));
-    Ok((Some(table.kind), parts.collect::<Result<_>>().with_context(context)?))
+    Ok((Some(table.kind), parts.collect::<Result<_>>()?))
 }

@@ -15,12 +15,14 @@ use crate::report::WithHint;
 /// The version of the format that is written, and the newest that is read.
 pub const FORMAT: u32 = 1;
 
-pub(super) const MANIFEST: &str = "instance.toml";
+/// The first member, by which such a backup is known.
+pub const MANIFEST: &str = "instance.toml";
 pub(super) const DISK: &str = "disk.img";
 pub(super) const DIGEST: &str = "digest";
 
 /// Of instance.toml: a stranger's claims about thousands of ranges fit.
-pub(super) const MANIFEST_BYTES_MAX: u64 = 2 << 20;
+/// The first member, by which such a backup is known.
+pub const MANIFEST_BYTES_MAX: u64 = 2 << 20;
 /// Runs of data, and of zeros, in a disk; whoever finds more joins those that lie close together.
 pub const RANGES_MAX: usize = 32 * 1024;
 

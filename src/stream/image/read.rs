@@ -80,7 +80,8 @@ impl<'a> Image<'a> {
             stored == self.digest.finish().as_bytes(),
             "the digest is wrong: the backup is not what was exported"
         );
-        ensure!(archive::next(&mut self.input)?.is_none(), "there is more behind the digest");
+        let over = archive::next(&mut self.input)?.is_none() && self.input.ends()?;
+        ensure!(over, "there is more behind the digest");
         Ok(())
     }
 }

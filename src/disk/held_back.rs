@@ -1,0 +1,137 @@
+//! A disk that is written from a stream nobody has vouched for yet: what a kernel or firmware would take it for something by
+//! is held back in memory until the rest is known to be right, and sector 0 is the last write of all.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+
+use super::wipe::{BTRFS_MIRRORS, BTRFS_SUPERBLOCK_BYTES, zero_range};
+use super::{Disk, SECTOR_BYTES, wipe_ends, wipe_root};
+
+/// Of the disk, and of each partition: tables, boot code, every filesystem's first superblock.
+const HEAD_BYTES: u64 = 1 << 20;
+/// What all of it may take in memory; with many partitions less of each is held back, but never its superblocks.
+const BUDGET_BYTES: u64 = 24 << 20;
+const LEAST_BYTES: u64 = 128 << 10;
+
+/// A disk being written.
+pub struct HeldBack<'a> {
+    disk: &'a Disk,
+    /// The size of what is written, which may be smaller than the disk.
+    size_bytes: u64,
+    partitions: Vec<(u64, u64)>,
+    /// Ascending and apart.
+    held: Vec<(Range<u64>, Vec<u8>)>,
+}
+
+impl<'a> HeldBack<'a> {
+    /// Wipes what the disk was, for `size_bytes` that are to come and `partitions` (start and length in bytes) in them.
+    pub fn begin(disk: &'a Disk, size_bytes: u64, partitions: Vec<(u64, u64)>) -> Result<HeldBack<'a>> {
+        let each = (BUDGET_BYTES / (partitions.len() as u64 + 2)).clamp(LEAST_BYTES, HEAD_BYTES);
+        let mut ranges = vec![0..HEAD_BYTES, size_bytes.saturating_sub(each)..size_bytes];
+        for (start, length) in std::iter::once(&(0, size_bytes)).chain(&partitions) {
+            let part = |at: u64, bytes: u64| start + at..start + (at + bytes).min(*length);
+            ranges.push(part(0, each));
+            ranges.extend(BTRFS_MIRRORS.map(|at| part(at, BTRFS_SUPERBLOCK_BYTES)));
+        }
+        ranges.iter_mut().for_each(|range| range.end = range.end.min(size_bytes));
+        let held = merged(ranges).into_iter().map(|range| {
+            let bytes = vec![0; (range.end - range.start) as usize];
+            (range, bytes)
+        });
+        let written = HeldBack { disk, size_bytes, held: held.collect(), partitions };
+        written.wipe()?;
+        Ok(written)
+    }
+
+    /// Takes bytes for `offset`; what identifies the disk is kept, all else is written.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (disk, end) = (self.disk, offset + bytes.len() as u64);
+        let write = |range: Range<u64>| -> Result<()> {
+            let piece = &bytes[(range.start - offset) as usize..(range.end - offset) as usize];
+            let context = || format!("writing to {} at byte {}", disk.path.display(), range.start);
+            disk.file.write_all_at(piece, range.start).with_context(context)
+        };
+        let mut at = offset;
+        for (range, kept) in &mut self.held {
+            let (start, stop) = (range.start.max(at), range.end.min(end));
+            if start >= stop {
+                continue;
+            }
+            if at < start {
+                write(at..start)?;
+            }
+            kept[(start - range.start) as usize..(stop - range.start) as usize]
+                .copy_from_slice(&bytes[(start - offset) as usize..(stop - offset) as usize]);
+            at = stop;
+        }
+        if at < end { write(at..end) } else { Ok(()) }
+    }
+
+    /// Makes `length` bytes at `offset` read as zeros; what is held back does already.
+    pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
+        let end = offset + length;
+        let mut at = offset;
+        let gaps = self.held.iter().map(|(range, _)| range.clone()).chain([end..end]);
+        for held in gaps {
+            let stop = held.start.min(end);
+            if at < stop {
+                zero_range(&self.disk.file, self.disk.medium, at, stop - at)
+                    .with_context(|| format!("zeroing {} at byte {at}", self.disk.path.display()))?;
+            }
+            at = at.max(held.end);
+        }
+        Ok(())
+    }
+
+    /// All was right: writes what was held back, but for sector 0, which is returned. What stood at the end of a smaller
+    /// disk is a table's copy, which belongs to the end of this one.
+    pub fn release(&self) -> Result<[u8; SECTOR_BYTES as usize]> {
+        let mut sector = [0; SECTOR_BYTES as usize];
+        for (range, bytes) in &self.held {
+            let mut bytes = &bytes[..];
+            let mut start = range.start;
+            if start == 0 {
+                let (first, rest) = bytes.split_at(SECTOR_BYTES as usize);
+                sector.copy_from_slice(first);
+                (bytes, start) = (rest, SECTOR_BYTES);
+            }
+            self.disk.file.write_all_at(bytes, start).context("writing what identifies the disk")?;
+        }
+        self.disk.file.sync_all().context("flushing the disk")?;
+        Ok(sector)
+    }
+
+    /// Writes sector 0: from here on the disk is what it was.
+    pub fn finish(self, sector: &[u8; SECTOR_BYTES as usize]) -> Result<()> {
+        self.disk.file.write_all_at(sector, 0).context("writing the first sector")?;
+        self.disk.flush_path_cache()
+    }
+
+    /// Leaves nothing that could be taken for anything.
+    pub fn wipe(&self) -> Result<()> {
+        wipe_ends(self.disk)?;
+        // The end of what was to come: its copy of a table.
+        let tail = self.size_bytes.saturating_sub(HEAD_BYTES);
+        zero_range(&self.disk.file, self.disk.medium, tail, self.size_bytes - tail)?;
+        for (start, length) in &self.partitions {
+            wipe_root(self.disk, *start, *length)?;
+        }
+        self.disk.flush_path_cache()
+    }
+}
+
+/// Ranges in order, those that touch as one.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| range.start < range.end);
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
