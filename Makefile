@@ -46,8 +46,9 @@ demo:
 test:
 	tests/install-tools test
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	shellcheck tests/install-tools tests/demo tests/ganeti/cluster tests/upgrade/enter.sh \
+	shellcheck tests/install-tools tests/demo tests/fuzz tests/ganeti/cluster tests/upgrade/enter.sh \
 	  tests/xen/init tests/xen/make-dom0 tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second \
 	  $(addprefix tests/upgrade/field/,beside kpartx read hooks/[0-9]* failing/*) debian/postinst debian/prerm debian/postrm $(HOOKS)
 	$(MAKE) deb
@@ -58,10 +59,12 @@ test-ganeti: build
 	tests/install-tools test
 	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
 
-# Every way in which a node breaks, one after the other, and runs that are killed: about ten minutes.
+# Every way in which a node breaks, one after the other, and runs that are killed, then arbitrary input for 20 s a
+# target: about ten minutes.
 test-faults: build
 	tests/install-tools test
 	$(CARGO) test --locked --no-fail-fast --test faults --test kill -- --ignored --test-threads=1
+	tests/fuzz 20
 
 # Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.
 test-boot: build

@@ -105,6 +105,12 @@ fn shell_files_mean_what_they_always_meant() {
     fs::write(node.legacy_defaults(), format!("VARIANTS_DIR={}\n", elsewhere.display())).unwrap();
     expect(&show(&node, Some("moved")), "suite", "sid", "moved.conf", 1);
 
+    // As it may in config.toml, also beside the settings.
+    let beside = Node::bare();
+    beside.config("variants_dir = \"CONFIG_DIR/hooks\"\n");
+    fs::write(beside.etc().join("hooks/moved.toml"), "suite = \"sid\"\n").unwrap();
+    expect(&show(&beside, Some("moved")), "suite", "sid", "moved.toml", 1);
+
     // A file that needs its instance stops a create, not the check of parameters, which has none.
     fs::write(node.legacy_defaults(), "case $HYPERVISOR in kvm) SUITE=sid;; *) exit 1;; esac\n").unwrap();
     let verify = node.recorded("verify", std::path::Path::new("/none"));

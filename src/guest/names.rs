@@ -150,18 +150,20 @@ fn own_line(name: &InstanceName) -> String {
 
 /// hosts(5) with the guest's own name on 127.0.1.1, as Debian does it; other lines of a hand-made cache stay.
 pub fn edit_hosts(old: &str, name: &InstanceName) -> String {
+    // A file from elsewhere may end its lines otherwise; a second edit must find what the first left.
+    let lines = old.lines().map(|line| line.trim_end_matches('\r'));
     let kept: Vec<&str> =
-        old.lines().filter(|line| line.split_ascii_whitespace().next() != Some("127.0.1.1")).collect();
-    let has = |address: &str| kept.iter().any(|l| l.split_ascii_whitespace().next() == Some(address));
+        lines.filter(|line| line.split_ascii_whitespace().next() != Some("127.0.1.1")).collect();
+    let place = |address: &str| kept.iter().position(|l| l.split_ascii_whitespace().next() == Some(address));
+    let localhost = place("127.0.0.1");
     let mut lines: Vec<String> = Vec::new();
-    if !has("127.0.0.1") {
+    if localhost.is_none() {
         lines.push("127.0.0.1\tlocalhost".into());
     }
     let mut kept_lines: Vec<String> = kept.iter().map(|line| (*line).to_owned()).collect();
-    let after = kept_lines.iter().position(|l| l.starts_with("127.0.0.1")).map_or(0, |at| at + 1);
-    kept_lines.insert(after, own_line(name));
+    kept_lines.insert(localhost.map_or(0, |at| at + 1), own_line(name));
     lines.extend(kept_lines);
-    if !has("::1") {
+    if place("::1").is_none() {
         lines.push(String::new());
         lines.push("::1\tlocalhost ip6-localhost ip6-loopback".into());
         lines.push("ff02::1\tip6-allnodes".into());
@@ -218,5 +220,22 @@ mod tests {
         let bytes = b"\xff\xfe \x00 web.example.com\r\n127.0.1.1 web.example.com\r\n";
         let renamed = rename_in_hosts(bytes, &old, &new);
         assert_eq!(renamed, b"\xff\xfe \x00 www.example.org\r\n127.0.1.1 www.example.org\r\n");
+    }
+
+    #[test]
+    fn lines_that_end_otherwise_are_edited_once() {
+        let name = InstanceName::parse("web").unwrap();
+        for old in ["127.0.0.1 localhost\r\n::1 localhost\r\r\n", "127.0.0.1 localhost\r\n::1 localhost\r"] {
+            let edited = edit_hosts(old, &name);
+            assert_eq!(edited, "127.0.0.1 localhost\n127.0.1.1\tweb\n::1 localhost\n");
+        }
+    }
+
+    #[test]
+    fn an_address_that_begins_like_localhost_is_another_one() {
+        let name = InstanceName::parse("web").unwrap();
+        let edited = edit_hosts("127.0.0.10 db\n::1 localhost\n", &name);
+        assert_eq!(edited, "127.0.0.1\tlocalhost\n127.0.1.1\tweb\n127.0.0.10 db\n::1 localhost\n");
+        assert_eq!(edit_hosts(&edited, &name), edited);
     }
 }

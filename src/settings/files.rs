@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::table::{self, KEYS, Kind};
 use super::{Origin, Value, Values};
+use crate::report;
 
 /// Larger files are refused: nobody writes a megabyte of settings.
 const MAX_BYTES: u64 = 1 << 20;
@@ -101,7 +102,7 @@ fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
             continue;
         }
         let Some(key) = table::find(&name) else {
-            file.problems.push(format!("{at}: unknown key \"{name}\"{}", nearest(&name)));
+            file.problems.push(format!("{at}: unknown key {}{}", report::quoted(&name), nearest(&name)));
             continue;
         };
         match to_text(key.kind, value.get_ref()) {
@@ -116,7 +117,8 @@ fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
 
 /// `; the nearest known one is "suite"`
 fn nearest(name: &str) -> String {
-    let lower = name.to_lowercase();
+    // Longer than any of ours by far, and the distance costs the product of both lengths.
+    let lower = name.chars().take(64).collect::<String>().to_lowercase();
     let legacy = KEYS.iter().find(|key| key.legacy.is_some_and(|l| l.eq_ignore_ascii_case(name)));
     let names = KEYS.iter().map(|key| key.name).chain(["defaults"]);
     let by_distance = || names.min_by_key(|known| strsim::damerau_levenshtein(known, &lower));
@@ -182,6 +184,12 @@ mod tests {
                 "/c.toml:4: clean_cache is of the wrong type; expected a number of days without quotes, or \"\" for never",
             ]
         );
+    }
+
+    #[test]
+    fn an_unknown_key_cannot_break_a_line() {
+        let file = config("\"a\\nb\" = 1\n");
+        assert_eq!(file.problems, ["/c.toml:1: unknown key \"a\\nb\"; the nearest known one is \"arch\""]);
     }
 
     #[test]

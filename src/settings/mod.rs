@@ -293,7 +293,8 @@ struct Gathered {
 
 fn gather_layers(context: &Context, verb: &str) -> Result<Gathered> {
     let config_path = config_path(context);
-    let config = files::read(&config_path, Role::Config).unwrap_or_default();
+    let mut config = files::read(&config_path, Role::Config).unwrap_or_default();
+    expand(&mut config.values, &context.places.config_dir);
     let mut problems = config.problems.clone();
     let legacy = Some(&context.places.legacy_defaults).filter(|path| path.is_file());
     let (era, era_reason) = era(&config, legacy.map(|p| p.as_path()), &mut problems);
@@ -408,9 +409,11 @@ fn defaults(era: Era, context: &Context) -> Values {
     values
 }
 
-/// CONFIG_DIR in a default path is the node's directory of settings.
+/// CONFIG_DIR at the begin of a path is the node's directory of settings.
 fn expand(values: &mut Values, config_dir: &Path) {
-    for value in values.values_mut() {
+    let is_path =
+        |name: &str| table::find(name).is_some_and(|key| matches!(key.kind, table::Kind::Path { .. }));
+    for (_, value) in values.iter_mut().filter(|(name, _)| is_path(name)) {
         if let Some(rest) = value.text.strip_prefix("CONFIG_DIR/") {
             value.text = config_dir.join(rest).display().to_string();
         }

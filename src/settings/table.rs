@@ -262,7 +262,8 @@ impl Kind {
                 fails(good, "a number of days, or nothing for never")
             }
             Kind::Path { optional } => {
-                let good = text.starts_with('/') || (optional && text.is_empty());
+                let good = text.starts_with('/') && !text.contains(char::is_control);
+                let good = good || (optional && text.is_empty());
                 fails(good, "an absolute path")
             }
             Kind::Swap => fails(
@@ -445,7 +446,7 @@ mod tests {
             ("ssh_keys", &["", "\n"], &["x", "ssh-ed25519"]),
             ("password_hash", &["", "$1$saltsalt$NuzA7WTAelpl95xgBGWN60"], &["secret", "$6$x"]),
             ("timezone", &["", "UTC", "Europe/Berlin"], &["/etc/localtime", "../UTC"]),
-            ("customize_dir", &["", "/x"], &["x"]),
+            ("customize_dir", &["", "/x"], &["x", "/x\n"]),
             ("variants_dir", &["/x"], &["", "x"]),
             ("clean_cache", &["", "0", "14"], &["x", "-1", "1.5"]),
             ("keep_failed", &["true", "false"], &["yes", ""]),
