@@ -115,6 +115,8 @@ fn rename_in_line<'a>(line: &'a [u8], old: &InstanceName, new: &InstanceName) ->
     if !is_own {
         return Cow::Borrowed(line);
     }
+    // web became web.example.com already: the web beside that is its short name.
+    let is_done = words(line).skip(1).any(|word| is(word, new.full()));
     let comment = line.iter().position(|byte| *byte == b'#').unwrap_or(line.len());
     let mut renamed = Vec::with_capacity(line.len() + 64);
     let mut rest = &line[..comment];
@@ -125,7 +127,7 @@ fn rename_in_line<'a>(line: &'a [u8], old: &InstanceName, new: &InstanceName) ->
         let (word, after) = rest.split_at(length);
         let name = match word {
             _ if blank || std::mem::take(&mut first) => word,
-            _ if is(word, old.full()) => new.full().as_bytes(),
+            _ if is(word, old.full()) && !(is_done && is(word, new.short())) => new.full().as_bytes(),
             _ if is(word, old.short()) => new.short().as_bytes(),
             _ => word,
         };
@@ -220,6 +222,16 @@ mod tests {
         let bytes = b"\xff\xfe \x00 web.example.com\r\n127.0.1.1 web.example.com\r\n";
         let renamed = rename_in_hosts(bytes, &old, &new);
         assert_eq!(renamed, b"\xff\xfe \x00 www.example.org\r\n127.0.1.1 www.example.org\r\n");
+    }
+
+    #[test]
+    fn a_name_that_gets_a_domain_is_renamed_once() {
+        let name = |text| InstanceName::parse(text).unwrap();
+        let (old, new) = (name("web"), name("web.example.com"));
+        let renamed = rename_in_hosts(b"127.0.1.1 web\n", &old, &new);
+        assert_eq!(renamed, b"127.0.1.1 web.example.com\n");
+        let written = b"127.0.1.1\tweb.example.com web\n";
+        assert_eq!(rename_in_hosts(written, &old, &new), written);
     }
 
     #[test]

@@ -182,6 +182,8 @@ fn read_logical(
         };
         if !logical.is_empty() {
             let partition = logical.partition(number, at, size_bytes)?;
+            // To a loop device no length is all that follows.
+            ensure!(logical.sectors > 0, "partition {number} has no sectors");
             ensure!(
                 logical.start > 0 && at + logical.start + logical.sectors <= end,
                 "partition {number} lies outside the extended partition"
@@ -426,6 +428,9 @@ mod tests {
         assert_eq!(refusal(&disk), "partitions 1 and 2 overlap");
         let disk = mbr(&[(0x83, 64, u32::MAX)]);
         assert!(refusal(&disk).starts_with("partition 1 ends at byte"));
+        let mut disk = mbr(&[(0x05, 1000, 3000)]);
+        table(&mut disk, 1000, &[(0x83, 10, 0)]);
+        assert_eq!(refusal(&disk), "partition 5 has no sectors");
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! Partition tables and filesystems of a stranger's disk. The input is the size of the disk (a byte that chooses one, and
+//! whether the checksums of a GPT are made right), then sectors of 512 bytes, each behind its number in four bytes, little
+//! endian; all others are zero.
+#![no_main]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+
+use ganeti_instance_debootstrap::disk::foreign::{ReadAt, identify, partitions};
+use libfuzzer_sys::fuzz_target;
+
+const SECTOR: u64 = 512;
+const SIZES: [u64; 8] = [0, 512, 1 << 16, 1 << 20, (1 << 30) + 512, 3 << 30, 3 << 40, 1 << 62];
+
+/// A disk of which a few sectors are not zero.
+struct Sparse {
+    size_bytes: u64,
+    sectors: BTreeMap<u64, [u8; SECTOR as usize]>,
+    read_bytes: Cell<u64>,
+}
+
+impl ReadAt for Sparse {
+    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let length = buffer.len() as u64;
+        self.read_bytes.set(self.read_bytes.get() + length);
+        let end = offset.checked_add(length).filter(|end| *end <= self.size_bytes);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.fill(0);
+        for (number, bytes) in self.sectors.range(offset / SECTOR..end.div_ceil(SECTOR)) {
+            let start = number * SECTOR;
+            let (from, to) = (start.max(offset), (start + SECTOR).min(end));
+            buffer[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
+        }
+        Ok(())
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, records)) = input.split_first() else { return };
+    let sectors = records.chunks_exact(4 + SECTOR as usize).map(|record| {
+        let number = u32::from_le_bytes([record[0], record[1], record[2], record[3]]);
+        (u64::from(number), record[4..].try_into().expect("a sector"))
+    });
+    let size_bytes = SIZES[usize::from(choice & 7)];
+    let mut disk = Sparse { size_bytes, sectors: sectors.collect(), read_bytes: Cell::new(0) };
+    if choice & 8 != 0 {
+        for header in [1, 8] {
+            make_checksums_right(&mut disk, header);
+        }
+    }
+
+    let mut parts = vec![(0, size_bytes)];
+    match partitions::read(&disk, size_bytes) {
+        Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
+        Ok(None) => {}
+        Ok(Some(table)) => {
+            assert!(table.partitions.is_sorted_by(|one, next| one.number < next.number), "{table:?}");
+            let mut by_place: Vec<_> =
+                table.partitions.iter().map(|p| (p.start_bytes, p.size_bytes)).collect();
+            by_place.sort();
+            let mut free_from = SECTOR;
+            for (start_bytes, size_bytes) in &by_place {
+                assert!(*start_bytes >= free_from && *size_bytes > 0, "{table:?}");
+                free_from = start_bytes.checked_add(*size_bytes).expect("an end");
+            }
+            assert!(free_from <= disk.size_bytes, "{table:?}");
+            parts = by_place;
+        }
+    }
+    for (start_bytes, size_bytes) in parts {
+        match identify(&disk, start_bytes, size_bytes) {
+            Ok(content) => assert!(content.to_string().is_ascii()),
+            Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
+        }
+    }
+    assert!(disk.read_bytes.get() < 1 << 30, "{} bytes were read", disk.read_bytes.get());
+});
+
+/// Nobody finds a CRC by chance: those of the entries, then that of the header at a sector.
+fn make_checksums_right(disk: &mut Sparse, header_sector: u64) {
+    let mut header = match disk.sectors.get(&header_sector) {
+        Some(header) if header.starts_with(b"EFI PART") => *header,
+        _ => return,
+    };
+    let number =
+        |header: &[u8], at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let bytes = u64::from(number(&header, 80)) * u64::from(number(&header, 84));
+    if bytes <= 1 << 20 {
+        let lba = u64::from(number(&header, 72));
+        let mut entries = vec![0; bytes as usize];
+        if disk.read_into(&mut entries, lba * SECTOR * header_sector).is_ok() {
+            header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
+        }
+    }
+    header[16..20].fill(0);
+    let length = (number(&header, 12) as usize).min(header.len());
+    let checksum = crc32fast::hash(&header[..length]);
+    header[16..20].copy_from_slice(&checksum.to_le_bytes());
+    disk.sectors.insert(header_sector, header);
+}
