@@ -1,12 +1,12 @@
 //! Backups that Debian's dump(8) made of real filesystems, restored, and compared by rsync and find; and
 //! the same backups cut and damaged at many places. Needs root, loop devices, and the tools of the
-//! packages acl, attr, dump, fdisk, libcap2-bin, rsync, xz-utils, zstd.
+//! packages acl, attr, dump, libcap2-bin, rsync, xz-utils, zstd.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -118,7 +118,8 @@ impl Place {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// A fresh filesystem `name`.img, mounted at `name`.
+    /// A fresh filesystem `name`.img, mounted at `name`; a name is used once, for mount(8) would take the
+    /// loop device that is about to go, with what it has cached.
     fn filesystem(&self, name: &str, size: &str, mkfs: &str) -> Mount {
         self.sh(&format!("truncate -s {size} {name}.img && {mkfs} -q {name}.img && mkdir -p {name}"));
         self.mount(name, "noatime")
@@ -173,29 +174,32 @@ impl Drop for Mount {
 }
 
 fn restore(backup: impl Read + 'static, target: &Path) -> Result<Stats> {
-    let Source::Dump(mut dump) = stream::open(Box::new(backup))?;
+    let Source::Dump(mut dump) = stream::open(Box::new(backup))? else {
+        anyhow::bail!("it is taken for something else than a dump");
+    };
     stream::dump::restore(&mut dump, &RootDir::open(target).unwrap(), &nothing)
 }
 
 #[test]
 fn a_dump_of_each_filesystem_comes_back_the_same() {
     let place = Place::new();
-    for filesystem in ["ext4 -b 4096", "ext3", "ext2", "ext4 -b 1024 -I 128"] {
-        let original = place.filesystem("original", "300M", &format!("mkfs.{filesystem}"));
-        place.sh(&format!("cd original && {TREE}"));
-        if filesystem.contains("4096") {
-            place.sh(&format!("cd original && {LONG_LINKS}"));
-        }
+    for (number, filesystem) in ["ext4 -b 4096", "ext3", "ext2", "ext4 -b 1024 -I 128"].iter().enumerate() {
+        let (name, copy_name, dump) =
+            (format!("original-{number}"), format!("copy-{number}"), format!("dump-{number}"));
+        let original = place.filesystem(&name, "300M", &format!("mkfs.{filesystem}"));
+        // One large directory is enough.
+        let tree = if number == 0 { TREE.to_owned() + LONG_LINKS } else { TREE.replace("20000", "500") };
+        place.sh(&format!("cd {name} && {tree}"));
         drop(original);
-        place.dump("original", "", "dump");
-        let copy = place.filesystem("copy", "300M", "mkfs.ext4 -b 4096");
-        let stats = place.restore("dump", &copy).unwrap_or_else(|error| panic!("{filesystem}: {error:#}"));
+        place.dump(&name, "", &dump);
+        let copy = place.filesystem(&copy_name, "300M", "mkfs.ext4 -b 4096");
+        let stats = place.restore(&dump, &copy).unwrap_or_else(|error| panic!("{filesystem}: {error:#}"));
         let left_out = Stats { directories: 0, files: 0, links: 0, bytes: 0, ..stats };
         assert_eq!(left_out, Stats::default(), "{filesystem}");
-        let _original = place.mount("original", "ro,noatime");
-        place.assert_same("original", "copy");
+        let _original = place.mount(&name, "ro,noatime");
+        place.assert_same(&name, &copy_name);
         drop(copy);
-        tool("e2fsck", &["-fn", place.at("copy.img").to_str().unwrap()]);
+        tool("e2fsck", &["-fn", place.at(&format!("{copy_name}.img")).to_str().unwrap()]);
     }
 }
 
@@ -206,7 +210,7 @@ const COMPRESSORS: [&str; 3] = ["gzip -1", "zstd -q", "xz -0"];
 fn a_compressed_dump_comes_back_the_same() {
     let place = Place::new();
     let original = place.filesystem("original", "300M", "mkfs.ext4");
-    place.sh(&format!("cd original && {TREE}"));
+    place.sh(&format!("cd original && {}", TREE.replace("20000", "2000")));
     drop(original);
     place.dump("original", "", "dump");
     place.dump("original", "-z -b 64", "dump-z");
@@ -221,8 +225,171 @@ fn a_compressed_dump_comes_back_the_same() {
         dumps.push(name);
     }
     for dump in dumps {
-        let copy = place.filesystem("copy", "300M", "mkfs.ext4");
+        let copy_name = format!("copy-{dump}");
+        let copy = place.filesystem(&copy_name, "300M", "mkfs.ext4");
         place.restore(&dump, &copy).unwrap_or_else(|error| panic!("{dump}: {error:#}"));
-        place.assert_same("original", "copy");
+        place.assert_same("original", &copy_name);
     }
+}
+
+/// A tree of a few hundred KiB.
+const SMALL: &str = r#"
+mkdir -p etc var/empty && for number in $(seq 1 30); do printf "$number" > "etc/$number"; done
+head -c 100000 /dev/urandom > var/data && ln var/data etc/data && ln -s data etc/link && mkfifo fifo
+truncate -s 300K var/hole && printf a > var/attribute && setfattr -n user.name -v value var/attribute
+find . -exec touch -h -d @1000000000 {} +
+"#;
+
+/// Restores `dump` to a directory beside a file that stands for the node, and lists what came out.
+fn outcome(place: &Place, dump: Vec<u8>) -> Option<String> {
+    let beside = tempfile::tempdir_in(place.0.path()).unwrap();
+    let (guest, node) = (beside.path().join("guest"), beside.path().join("node"));
+    fs::create_dir(&guest).unwrap();
+    fs::write(&node, "node").unwrap();
+    let restored = restore(Cursor::new(dump), &guest);
+    assert_eq!(fs::read_dir(beside.path()).unwrap().count(), 2);
+    assert_eq!(fs::read(&node).unwrap(), b"node");
+    restored.ok().map(|_| {
+        let script =
+            "find . -printf '%P %y %m %U:%G %n %T@ %s %l\\n' -type f -exec sha256sum {} + | LC_ALL=C sort";
+        place.sh(&format!("cd {} && {script}", guest.display()))
+    })
+}
+
+/// Which records of a dump are headers.
+fn headers(dump: &[u8]) -> Vec<usize> {
+    let word = |at: usize| u32::from_le_bytes(dump[at..at + 4].try_into().unwrap()) as usize;
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < dump.len() {
+        found.push(at / 1024);
+        let count = word(at + 160);
+        let data = match word(at) {
+            2 | 4 => dump[at + 164..at + 164 + count].iter().filter(|&&address| address != 0).count(),
+            3 | 6 => count,
+            _ => 0,
+        };
+        at += (1 + data) * 1024;
+    }
+    found
+}
+
+#[test]
+fn a_cut_or_damaged_dump_is_an_error_or_does_no_harm() {
+    let place = Place::new();
+    let original = place.filesystem("original", "20M", "mkfs.ext4 -N 1000");
+    place.sh(&format!("cd original && {SMALL}"));
+    drop(original);
+    place.dump("original", "", "dump");
+    place.sh("gzip -k dump && zstd -qk --check dump && xz -k dump");
+    let plain = fs::read(place.at("dump")).unwrap();
+    let whole = outcome(&place, plain.clone()).unwrap();
+    assert!(whole.contains("etc/30"), "{whole}");
+    let headers = headers(&plain);
+
+    for suffix in ["", ".gz", ".zst", ".xz"] {
+        let dump = fs::read(place.at(&format!("dump{suffix}"))).unwrap();
+        let (cuts, flips) = if suffix.is_empty() { (50, 200) } else { (5, 15) };
+        for cut in 0..cuts {
+            // Of the plain one half at the borders of records.
+            let at = dump.len() * cut / cuts;
+            let at = if suffix.is_empty() && cut % 2 == 0 { at / 1024 * 1024 } else { at };
+            let got = outcome(&place, dump[..at].to_vec());
+            assert!(got.is_none_or(|tree| tree == whole), "{suffix}: cut at {at} of {}", dump.len());
+        }
+        for flip in 0..flips {
+            let at = (flip * 7_919_777 + 12_345) % dump.len();
+            let mut flipped = dump.clone();
+            flipped[at] ^= 1 << (flip % 8);
+            let got = outcome(&place, flipped);
+            // Data have no checksum in a dump: what they say is what comes out.
+            let is_checked = !suffix.is_empty() || headers.contains(&(at / 1024));
+            assert!(!is_checked || got.is_none_or(|tree| tree == whole), "{suffix}: bit {flip} at {at}");
+        }
+        let mut longer = dump;
+        longer.extend(b"something else");
+        assert!(outcome(&place, longer).is_none(), "{suffix}: something else behind it");
+    }
+}
+
+#[test]
+fn windows_of_gigabytes_are_refused() {
+    let place = Place::new();
+    place.sh("head -c 2M /dev/zero > zeros");
+    place.sh("xz -k --lzma2=preset=0,dict=1GiB zeros; cat zeros | zstd -q --ultra -20 --long=30 > zeros.zst");
+    for suffix in ["xz", "zst"] {
+        let input = fs::File::open(place.at(&format!("zeros.{suffix}"))).unwrap();
+        let error = format!("{:#}", stream::open(Box::new(input)).err().unwrap());
+        assert!(error.contains("larger than 32 MiB"), "{error}");
+    }
+    // What usual options make is read.
+    place.sh("rm zeros.*; xz -8 -k zeros; cat zeros | zstd -q -19 > zeros.zst");
+    for suffix in ["xz", "zst"] {
+        let input = fs::File::open(place.at(&format!("zeros.{suffix}"))).unwrap();
+        let error = format!("{:#}", stream::open(Box::new(input)).err().unwrap());
+        assert!(error.contains("no known format"), "{error}");
+    }
+}
+
+#[test]
+fn huge_holes_take_neither_time_nor_space() {
+    let place = Place::new();
+    let original = place.filesystem("original", "50M", "mkfs.ext4");
+    place.sh("cd original && truncate -s 10G all && truncate -s 10G middle && printf x | dd of=middle bs=1 seek=5G conv=notrunc status=none");
+    drop(original);
+    place.dump("original", "", "dump");
+    let copy = place.filesystem("copy", "50M", "mkfs.ext4");
+    let stats = place.restore("dump", &copy).unwrap();
+    assert!(stats.bytes <= 4096, "{stats:?}");
+    for name in ["all", "middle"] {
+        let file = fs::metadata(copy.0.join(name)).unwrap();
+        assert!(file.len() == 10 << 30 && file.blocks() <= 16, "{name}: {} blocks", file.blocks());
+    }
+    assert_eq!(place.sh("dd if=copy/middle bs=1 skip=5G count=1 status=none"), "x");
+}
+
+#[test]
+fn millions_of_inodes_have_a_map_of_many_records() {
+    let place = Place::new();
+    let original = place.filesystem("original", "3G", "mkfs.ext4 -O ^has_journal -N 6000000");
+    place.sh("mkdir original/dir && printf x > original/dir/file && ln -s file original/dir/link");
+    drop(original);
+    place.dump("original", "", "dump");
+    let dump = fs::read(place.at("dump")).unwrap();
+    let records = u32::from_le_bytes(dump[1024 + 160..1024 + 164].try_into().unwrap());
+    assert!(records > 512, "{records}");
+    let copy = place.filesystem("copy", "50M", "mkfs.ext4");
+    assert_eq!(place.restore("dump", &copy).unwrap().directories, 3);
+    assert_eq!(place.sh("cat copy/dir/link"), "x");
+}
+
+#[test]
+fn names_that_dump_loses_are_replaced() {
+    let place = Place::new();
+    let original = place.filesystem("original", "50M", "mkfs.ext4");
+    place.sh(r#"cd original && for name in a b; do long="$(printf '%0255d' 7)"; mkdir $name && printf $name > "$name/$long"; printf z > $name/z; done
+        mkdir "$(printf '%0255d' 8)" && printf below > "$(printf '%0255d' 8)/file"; printf z > z"#);
+    drop(original);
+    place.dump("original", "", "dump");
+    let copy = place.filesystem("copy", "50M", "mkfs.ext4");
+    let stats = place.restore("dump", &copy).unwrap();
+    assert_eq!((stats.names_lost, stats.files), (3, 6), "{stats:?}");
+    assert_eq!(place.sh("cd copy && cat a/#* b/#* '#'*/file a/z b/z z"), "abbelowzzz");
+}
+
+#[test]
+fn a_partition_and_a_whole_device_give_the_same() {
+    let place = Place::new();
+    let original = place.filesystem("original", "20M", "mkfs.ext4");
+    place.sh(&format!("cd original && {SMALL}"));
+    drop(original);
+    place.dump("original", "", "whole");
+    // A partition, as the program sees it: a part of a disk.
+    place.sh(
+        "truncate -s 30M disk.img && dd if=original.img of=disk.img bs=1M seek=1 conv=notrunc status=none",
+    );
+    let partition = BlockDevice::over(&place.at("disk.img"), &["-r", "-o", "1M", "--sizelimit", "20M"]);
+    place.sh(&format!("dump -0 -f part {} 2> log", partition.0.display()));
+    let restored = ["whole", "part"].map(|dump| outcome(&place, fs::read(place.at(dump)).unwrap()).unwrap());
+    assert!(restored[0].contains("etc/30") && restored[0] == restored[1]);
 }
