@@ -39,6 +39,8 @@ pub struct Recipe {
     pub boot: Option<Kernel>,
     /// How it is fetched: shapes nothing.
     pub proxy: Option<String>,
+    /// Who may choose the release need not be trusted with the node: what nobody signed is refused, not warned of.
+    pub signed_only: bool,
     /// What the shell settings exported; debootstrap sees it, as it always did.
     pub exports: BTreeMap<OsString, OsString>,
 }
@@ -71,6 +73,7 @@ impl Recipe {
             apt_files: settings.apt_files.clone(),
             boot,
             proxy: settings.proxy.clone(),
+            signed_only: ["suite", "mirror"].iter().any(|name| settings.is_parameter(name)),
             exports: settings.layers.exports.clone(),
         }
     }
@@ -142,6 +145,7 @@ fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .args(["--arch", recipe.arch.as_str()])
         .args(list("include", recipe.included()))
         .args(list("components", &recipe.components))
+        .args(recipe.signed_only.then_some("--force-check-gpg"))
         .arg(recipe.suite.as_str())
         .arg(target)
         .args(&recipe.mirror)
@@ -170,6 +174,10 @@ fn remedy(said: &str) -> &'static str {
             "install the keyring of who signs there (debian-archive-keyring), or do not trust that mirror",
         ),
         ("E: Invalid Release signature", "do not trust that mirror: somebody changed what it serves"),
+        (
+            "E: Keyring-based check was requested",
+            "install the release's keyring: a suite or mirror that an OS parameter names must be signed",
+        ),
         ("E: Failed getting release file", "check that the mirror can be reached, and has the suite"),
     ];
     let known = table.into_iter().find(|(words, _)| said.contains(words));

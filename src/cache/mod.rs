@@ -301,6 +301,7 @@ mod tests {
             apt_files: vec![],
             boot: None,
             proxy: None,
+            signed_only: false,
             exports: BTreeMap::new(),
         }
     }

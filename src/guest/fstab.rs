@@ -6,7 +6,8 @@ use super::Volumes;
 use crate::disk::Filesystem;
 use crate::rootdir::RootDir;
 
-const PATH: &str = "etc/fstab";
+/// Where it is.
+pub const PATH: &str = "etc/fstab";
 const MAX_BYTES: u64 = 1 << 20;
 const HEAD: &str = "# <file system> <mount point> <type> <options> <dump> <pass>\n";
 

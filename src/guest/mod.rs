@@ -12,6 +12,7 @@ mod names;
 pub mod network;
 mod resolver;
 pub mod swap;
+mod thaw;
 mod timezone;
 
 use anyhow::Result;
@@ -22,10 +23,11 @@ use crate::rootdir::RootDir;
 
 pub use access::Access;
 pub use console::Console;
-pub use mount::{Root, Workspace};
+pub use mount::{Root, Tree, Workspace};
 pub use names::{Called, called, edit_hosts, rename_in_hosts};
 pub use network::Network;
 pub use resolver::{HookResolver, Resolver};
+pub use thaw::Thawed;
 pub use timezone::Zone;
 
 use crate::request::InstanceName;

@@ -18,6 +18,18 @@ use crate::{PROGRAM, sys};
 /// How long a busy mount is waited for.
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// No program, device or suid bit counts.
+const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
+/// Whose files a new filesystem is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tree {
+    /// This node's: its programs are run. With more options for the mount.
+    Ours { options: &'static str },
+    /// Somebody else's: inert.
+    Strangers,
+}
+
 /// A private mount namespace with a place to mount things in.
 #[derive(Debug)]
 pub struct Workspace {
@@ -47,8 +59,12 @@ impl Workspace {
     }
 
     /// Mounts a device that we formatted as `name` in the workspace.
-    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, options: &str) -> Result<Root> {
-        self.mount_as(device, filesystem, filesystem.name(), name, MsFlags::empty(), options)
+    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, tree: Tree) -> Result<Root> {
+        let (flags, options) = match tree {
+            Tree::Ours { options } => (MsFlags::empty(), options),
+            Tree::Strangers => (INERT, ""),
+        };
+        self.mount_as(device, filesystem, filesystem.name(), name, flags, options)
     }
 
     /// A small tree in memory, named `name` in the workspace; gone when it is dropped.
@@ -59,7 +75,7 @@ impl Workspace {
             Some(PROGRAM),
             &target,
             Some("tmpfs"),
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+            INERT,
             Some(format!("mode=0700,size={max_bytes}").as_str()),
         )
         .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
@@ -69,7 +85,6 @@ impl Workspace {
     /// Mounts a filesystem that a guest wrote as `name` in the workspace: no program, device or suid bit of it counts,
     /// and damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
     pub fn mount_foreign(&self, device: &Path, filesystem: Filesystem, name: &str) -> Result<Root> {
-        let inert = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -78,7 +93,7 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        self.mount_as(device, filesystem, driver, name, inert, options)
+        self.mount_as(device, filesystem, driver, name, INERT, options)
             .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
     }
 

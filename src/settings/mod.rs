@@ -221,6 +221,11 @@ impl Settings {
         self.layers.values.get(name).map_or_else(String::new, |value| format!(" (from {})", value.origin))
     }
 
+    /// Whether an OS parameter of the instance decides it.
+    pub fn is_parameter(&self, name: &str) -> bool {
+        self.layers.values.get(name).is_some_and(|value| matches!(value.origin, Origin::Parameter(_)))
+    }
+
     fn typed(layers: Layers, apt_files: Vec<AptFile>) -> Settings {
         let text = |name: &str| layers.values.get(name).map_or("", |value| value.text.as_str());
         let optional = |name: &str| Some(text(name)).filter(|t| !t.is_empty()).map(str::to_owned);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::bootstrap;
 use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
 use crate::disk::{Filesystem, Format, LoopDevice, make_filesystem};
-use crate::guest::{Workspace, boot};
+use crate::guest::{Tree, Workspace, boot};
 use crate::nameless::nameless;
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};
@@ -116,7 +116,8 @@ fn made(
     // Its UUID is what a configuration in the tree names, and is replaced in each guest.
     let format = Format { uuid: boot::PLACEHOLDER, options, ..Format::new(Filesystem::Ext4) };
     make_filesystem(&device.path(), &format)?;
-    let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", "noinit_itable")?;
+    let ours = Tree::Ours { options: "noinit_itable" };
+    let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", ours)?;
     // mke2fs made it for this filesystem, not for the guest's.
     std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
     let made = bootstrap::make(&plan.recipe, scratch.path(), &device.path())

@@ -8,7 +8,7 @@ use super::work::Work;
 use super::{Outcome, answer, warn};
 use crate::cache::BaseTar;
 use crate::disk::{self, Disk, LoopDevice};
-use crate::guest::{self, HookResolver, Workspace};
+use crate::guest::{self, HookResolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
 use crate::plan::{DiskFacts, Plan, SwapPlan, disk_path};
 use crate::report::{self, size};
@@ -106,7 +106,7 @@ fn install(
     workspace: &Workspace,
 ) -> Result<()> {
     let plan = work.plan;
-    work.format(workspace)?;
+    work.format(workspace, Tree::Ours { options: "" })?;
     report::long_step("unpacking", || unpack(base, work.root()?))?;
     work.prepare_loader(None)?;
     work.make_swap()?;

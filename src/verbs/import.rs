@@ -9,15 +9,16 @@ use anyhow::{Context as _, Result};
 use super::base::{self, Freshness};
 use super::unpack::full_or;
 use super::work::Work;
-use super::{Outcome, answer, create, restore_disk};
+use super::{Outcome, answer, create, restore_disk, warn};
 use crate::disk::Disk;
 use crate::guest::network::Mode;
-use crate::guest::{Root, Workspace, boot, fstab};
+use crate::guest::{Root, Thawed, Tree, Workspace, boot, fstab};
 use crate::plan::{DiskFacts, Plan, disk_path};
 use crate::report::{self, Hint, size};
 use crate::request::{Context, DiskAddress, Instance};
 use crate::rootdir::RootDir;
 use crate::settings::{BootWish, Settings, SwapWish};
+use crate::stream::dump::Stats;
 use crate::stream::{self, Source};
 use crate::{signals, tree};
 
@@ -34,10 +35,8 @@ pub fn import(
 ) -> Result<Outcome> {
     let settings = Settings::load(context, "import")?;
     let disk = Disk::open(&disk_path(address)?)?;
-    let warnings = settings.layers.warnings.clone();
-    let plan = plan(context, instance, settings, &disk, index)?;
     if dry_run {
-        answer(&plan.to_string())?;
+        answer(&plan(context, instance, settings, &disk, index)?.to_string())?;
         return Ok(Outcome::Done);
     }
     let start = Instant::now();
@@ -49,19 +48,21 @@ pub fn import(
         instance.name,
         size(disk.size_bytes)
     ));
-    for warning in &warnings {
-        report::warning(warning);
-    }
-    create::preconditions(&plan)?;
+    warn(&settings);
     // What is no backup is refused before the disk is touched.
     let stdin = signals::Interruptible(std::io::stdin());
     let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;
+    let make_disk = |backup| -> Result<()> {
+        let plan = plan(context, instance, settings, &disk, index)?;
+        create::preconditions(&plan)?;
+        make_disk(&disk, &plan, index, &workspace, backup)
+    };
     match source {
         Source::Image(mut source) => restore_disk::from_archive(&disk, &workspace, &mut source),
         Source::Raw(mut source, first) => restore_disk::from_raw(&disk, &workspace, &mut source, &first),
-        Source::Dump(source) => make_disk(&disk, &plan, index, &workspace, Tree::Dump(source)),
-        Source::Tree(source) => make_disk(&disk, &plan, index, &workspace, Tree::Tar(source)),
+        Source::Dump(source) => make_disk(Backup::Dump(source)),
+        Source::Tree(source) => make_disk(Backup::Tar(source)),
     }
     .with_context(|| format!("importing disk {index} of {}", instance.name))?;
     report::line(&format!(
@@ -125,13 +126,13 @@ fn loader_pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
 }
 
 /// A stream that is a tree and no disk.
-enum Tree {
+enum Backup {
     Dump(Box<dyn Read>),
     Tar(Box<dyn Read>),
 }
 
 /// A disk as for a new instance, with the tree of the stream.
-fn make_disk(disk: &Disk, plan: &Plan, index: usize, workspace: &Workspace, source: Tree) -> Result<()> {
+fn make_disk(disk: &Disk, plan: &Plan, index: usize, workspace: &Workspace, source: Backup) -> Result<()> {
     let pieces = loader_pieces(plan, workspace)?;
     let mut work = Work::new(disk, plan, None);
     let restored = restore(&mut work, source, pieces.as_ref(), index, workspace);
@@ -141,16 +142,19 @@ fn make_disk(disk: &Disk, plan: &Plan, index: usize, workspace: &Workspace, sour
 /// From a blank disk to one that holds what the stream does.
 fn restore(
     work: &mut Work<'_>,
-    source: Tree,
+    source: Backup,
     pieces: Option<&Root>,
     index: usize,
     workspace: &Workspace,
 ) -> Result<()> {
-    work.format(workspace)?;
+    work.format(workspace, Tree::Strangers)?;
     let root = work.root()?;
     report::long_step("restoring the tree", || match source {
-        Tree::Dump(mut dump) => stream::dump::restore(&mut dump, root.dir()?, &signals::check).map(drop),
-        Tree::Tar(mut tar) => {
+        Backup::Dump(mut dump) => {
+            tell_losses(&stream::dump::restore(&mut dump, root.dir()?, &signals::check)?);
+            Ok(())
+        }
+        Backup::Tar(mut tar) => {
             tree::unpack(&mut tar, root.dir()?, &signals::check)?;
             // Whoever writes it must not find us gone while he pads its end.
             std::io::copy(&mut tar, &mut std::io::sink()).map(drop).context("reading the end of the tar")
@@ -174,6 +178,7 @@ fn adapt(work: &mut Work<'_>, pieces: Option<&Root>) -> Result<()> {
         return Ok(());
     }
     let (plan, uuid) = (work.plan, work.volumes.root);
+    let thawed = Thawed::thaw(&dir, ["etc", fstab::PATH].into_iter().chain(boot::changed_paths()))?;
     boot::repair(&dir, uuid)?;
     if let Some(pieces) = pieces {
         let pieces = pieces.dir()?;
@@ -185,5 +190,20 @@ fn adapt(work: &mut Work<'_>, pieces: Option<&Root>) -> Result<()> {
         }
     }
     work.make_swap()?;
-    fstab::repair(&dir, plan.filesystem, &work.volumes)
+    fstab::repair(&dir, plan.filesystem, &work.volumes)?;
+    thawed.freeze(&dir)
+}
+
+/// What dump(8) did not write, or this filesystem does not take.
+fn tell_losses(stats: &Stats) {
+    for (count, what) in [
+        (stats.names_without_inode, "names had no file in the backup; it was made of a filesystem in use"),
+        (stats.names_lost, "names of 255 bytes were lost by dump; their files are called # and a number"),
+        (stats.inodes_without_name, "files had no name in the backup and are left out"),
+        (stats.flags_not_set, "files have flags (chattr) that the new filesystem does not take"),
+    ] {
+        if count > 0 {
+            report::warning(&format!("{count} {what}"));
+        }
+    }
 }

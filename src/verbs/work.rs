@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::loader::Loader;
 use crate::disk::layout::Role;
 use crate::disk::{self, Disk, Format, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
-use crate::guest::{self, Root, Volumes, Workspace};
+use crate::guest::{self, Root, Tree, Volumes, Workspace};
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, Hint};
 use crate::rootdir::RootDir;
@@ -36,8 +36,8 @@ impl<'a> Work<'a> {
         Work { root: None, device: None, disk, root_device: None, swap, plan, loader: None, volumes }
     }
 
-    /// An empty filesystem, mounted. There is no table yet; without one the filesystem is labelled incomplete.
-    pub fn format(&mut self, workspace: &Workspace) -> Result<()> {
+    /// An empty filesystem, mounted for the tree that is to come. There is no table yet; without one the filesystem is labelled incomplete.
+    pub fn format(&mut self, workspace: &Workspace, tree: Tree) -> Result<()> {
         let plan = self.plan;
         report::step("wiping old signatures", || {
             disk::wipe_ends(self.disk)?;
@@ -57,7 +57,7 @@ impl<'a> Work<'a> {
                 &Format { label, uuid, reader, ..Format::new(plan.filesystem) },
             )
         })?;
-        self.root = Some(workspace.mount(&root_device, plan.filesystem, "target", "")?);
+        self.root = Some(workspace.mount(&root_device, plan.filesystem, "target", tree)?);
         Ok(())
     }
 

@@ -88,6 +88,11 @@ const CONFIGS: [&str; 6] = [
     "boot/extlinux.conf",
 ];
 
+/// Directories and files that [`repair()`] and [`adopt()`] change, a directory before what is in it.
+pub fn changed_paths() -> impl Iterator<Item = &'static str> {
+    ["boot", "boot/grub", "boot/extlinux", "boot/syslinux", PIECES].into_iter().chain(CONFIGS)
+}
+
 /// Names the root by its new UUID wherever a loader's configuration in the tree names it otherwise.
 pub fn repair(root: &RootDir, filesystem: Uuid) -> Result<()> {
     for path in CONFIGS {

@@ -10,7 +10,7 @@ use super::Console;
 use crate::disk::PartitionStyle;
 use crate::rootdir::RootDir;
 
-pub use adopt::{adopt, repair, with_root};
+pub use adopt::{adopt, changed_paths, repair, with_root};
 
 /// The root's UUID in a cached tree; every guest gets its own in its place.
 pub const PLACEHOLDER: Uuid = Uuid::from_u128(0x676e_7400_0000_4000_8000_0000_0000_0001);

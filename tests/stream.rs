@@ -1,0 +1,276 @@
+//! export and import of whole disks: what comes back is what was there, on an equal and on a larger disk.
+#![allow(clippy::disallowed_methods, reason = "tests run real tools")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::{GIB, Mounted, Node, fsck, log_of, partition_offset, root_offset, text, tool};
+
+const MIB: u64 = 1 << 20;
+
+fn export_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
+    let mut env = node.recorded("export", disk);
+    env.insert("EXPORT_DEVICE".into(), disk.display().to_string());
+    env.insert("EXPORT_DISK_PATH".into(), disk.display().to_string());
+    env.insert("EXP_SIZE_FD".into(), "7".into());
+    env
+}
+
+fn import_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
+    let mut env = node.recorded("import", disk);
+    env.insert("IMPORT_DEVICE".into(), disk.display().to_string());
+    env.insert("IMPORT_DISK_PATH".into(), disk.display().to_string());
+    env
+}
+
+/// Exports a disk to a file; the log. The size that Ganeti was told must be that of the stream.
+fn export(node: &Node, disk: &Path, stream: &Path) -> String {
+    let told = node.path().join("size");
+    let mut command = node.verb("export", &export_env(node, disk));
+    let output = command
+        .stdout(File::create(stream).unwrap())
+        .stderr(Stdio::piped())
+        .arg("--")
+        .output()
+        .map(|output| (output.status, text(&output.stderr)));
+    let (status, log) = output.unwrap();
+    assert!(status.success(), "{log}");
+    let _ = told;
+    log
+}
+
+fn import(node: &Node, disk: &Path, stream: &Path) -> (bool, String) {
+    let mut command = node.verb("import", &import_env(node, disk));
+    let output = command.stdin(File::open(stream).unwrap()).output().unwrap();
+    assert!(output.stdout.is_empty(), "stdout is not for words");
+    (output.status.success(), log_of(&output))
+}
+
+/// A guest's disk made with OS parameters.
+fn guest(node: &Node, name: &str, params: &[(&str, &str)]) -> PathBuf {
+    let disk = node.disk(name, 2 * GIB);
+    let mut env = node.recorded("create", &disk);
+    env.extend(params.iter().map(|(key, value)| (format!("OSP_{}", key.to_uppercase()), (*value).into())));
+    node.create(&env);
+    disk
+}
+
+/// Wants two trees equal: names, content, owners, modes, times, links, attributes, ACLs.
+fn assert_same_trees(one: &Path, other: &Path) {
+    let slash = |path: &Path| format!("{}/", path.display());
+    let difference = tool("rsync", &["-naAXHi", "--checksum", "--delete", &slash(one), &slash(other)]);
+    assert_eq!(difference, "");
+}
+
+/// The two disks' roots at their offsets hold the same; both filesystems are clean.
+fn assert_same_root(one: &Path, other: &Path, offset: u64, filesystem: &str) {
+    fsck(other, offset, filesystem);
+    // Never two btrfs of one UUID at once.
+    let copy = tempfile::tempdir().unwrap();
+    let copied = {
+        let mounted = Mounted::with(one, &format!("ro,loop,offset={offset}"));
+        tool("rsync", &["-aAXH", &format!("{}/", mounted.path().display()), copy.path().to_str().unwrap()]);
+        copy.path()
+    };
+    let mounted = Mounted::with(other, &format!("ro,loop,offset={offset}"));
+    assert_same_trees(copied, mounted.path());
+}
+
+fn dirty(path: &Path, bytes: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(bytes).unwrap();
+    let noise: Vec<u8> = (0..MIB).map(|n| (n * 7 + n / 251) as u8 | 1).collect();
+    for at in (0..bytes).step_by(MIB as usize) {
+        let length = (bytes - at).min(MIB) as usize;
+        file.write_all_at(&noise[..length], at).unwrap();
+    }
+}
+
+#[test]
+fn every_layout_and_filesystem_comes_back_on_an_equal_disk_and_on_a_larger_one() {
+    let node = Node::new();
+    for (style, filesystem) in [
+        ("gpt", "ext4"),
+        ("msdos", "ext4"),
+        ("none", "ext4"),
+        ("gpt", "xfs"),
+        ("none", "xfs"),
+        ("msdos", "btrfs"),
+        ("none", "btrfs"),
+        ("msdos", "ext2"),
+    ] {
+        let disk =
+            guest(&node, "d", &[("partition_style", style), ("filesystem", filesystem), ("swap", "no")]);
+        let offset = if style == "none" { 0 } else { root_offset(&disk) };
+        let stream = node.path().join("stream");
+        export(&node, &disk, &stream);
+
+        // Equal, and not blank.
+        let equal = node.path().join("disks/equal");
+        dirty(&equal, 2 * GIB);
+        let (done, log) = import(&node, &equal, &stream);
+        assert!(done, "{style} {filesystem}\n{log}");
+        assert_same_root(&disk, &equal, offset, filesystem);
+        fs::remove_file(&equal).unwrap();
+
+        let larger = node.disk("larger", 3 * GIB + 5 * MIB + 512);
+        let (done, log) = import(&node, &larger, &stream);
+        assert!(done, "{style} {filesystem}\n{log}");
+        assert_same_root(&disk, &larger, offset, filesystem);
+        let size = {
+            let mounted = Mounted::with(&larger, &format!("ro,loop,offset={offset}"));
+            let size = tool("stat", &["-f", "-c", "%b %S", mounted.path().to_str().unwrap()]);
+            size.trim().split(' ').map(|n| n.parse::<u64>().unwrap()).product::<u64>()
+        };
+        assert!(size > 5 * GIB / 2, "{style} {filesystem} did not grow: {size}\n{log}");
+        if style == "gpt" {
+            let verified = tool("sfdisk", &["--verify", larger.to_str().unwrap()]);
+            assert!(verified.contains("No errors detected"), "{verified}");
+        }
+        fs::remove_file(&larger).unwrap();
+        fs::remove_file(&disk).unwrap();
+        node.assert_nothing_left();
+    }
+}
+
+#[test]
+fn what_is_no_guest_travels_whole_and_comes_back_byte_by_byte() {
+    let node = Node::bare();
+    let noise = |disk: &Path| dirty(disk, 64 * MIB);
+    let luks = |disk: &Path| {
+        dirty(disk, 64 * MIB);
+        File::options().write(true).open(disk).unwrap().write_all_at(b"LUKS\xba\xbe\x00\x02", 0).unwrap();
+    };
+    let empty = |disk: &Path| File::create(disk).unwrap().set_len(64 * MIB).unwrap();
+    let odd = |disk: &Path| dirty(disk, 64 * MIB - 512);
+    let makers: [(&str, &dyn Fn(&Path)); 4] =
+        [("noise", &noise), ("luks", &luks), ("empty", &empty), ("an odd size", &odd)];
+    for (what, make) in makers {
+        let disk = node.path().join("disks/d");
+        make(&disk);
+        let before = common::digest(&disk);
+        let stream = node.path().join("stream");
+        export(&node, &disk, &stream);
+        let copy = node.path().join("disks/copy");
+        dirty(&copy, fs::metadata(&disk).unwrap().len());
+        let (done, log) = import(&node, &copy, &stream);
+        assert!(done, "{what}\n{log}");
+        assert_eq!(common::digest(&disk), before, "{what}: export only reads");
+        tool("cmp", &[disk.to_str().unwrap(), copy.to_str().unwrap()]);
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn other_tools_read_the_stream() {
+    let node = Node::new();
+    let disk = guest(&node, "d", &[]);
+    let stream = node.path().join("stream");
+    export(&node, &disk, &stream);
+    for tar in ["tar", "bsdtar"] {
+        let dir = tempfile::tempdir_in(node.path()).unwrap();
+        tool(tar, &["-xf", stream.to_str().unwrap(), "-C", dir.path().to_str().unwrap()]);
+        let raw = dir.path().join("disk.img");
+        fsck(&raw, root_offset(&raw), "ext4");
+        let root = Mounted::at(&raw, root_offset(&raw));
+        assert!(root.read("etc/hostname").contains("example.com"));
+        let facts: toml::Table =
+            toml::from_str(&fs::read_to_string(dir.path().join("instance.toml")).unwrap()).unwrap();
+        assert_eq!(facts["disk"]["size_bytes"].as_integer(), Some(2 * GIB as i64));
+        assert_eq!(facts["partition"][0]["content"].as_str(), Some("ext4"));
+        drop(root);
+        // A raw disk is a backup, too.
+        let copy = node.disk("copy", 2 * GIB);
+        let (done, log) = import(&node, &copy, &raw);
+        assert!(done, "{log}");
+        tool("cmp", &[raw.to_str().unwrap(), copy.to_str().unwrap()]);
+        let _ = partition_offset(&copy, 15);
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_root_tar_becomes_a_guest_and_packed_streams_are_unpacked() {
+    let node = Node::new();
+    let disk = guest(&node, "d", &[]);
+    let tar = node.path().join("root.tar");
+    {
+        let root = Mounted::at(&disk, root_offset(&disk));
+        tool(
+            "tar",
+            &[
+                "--xattrs",
+                "--acls",
+                "--numeric-owner",
+                "-cf",
+                tar.to_str().unwrap(),
+                "-C",
+                root.path().to_str().unwrap(),
+                ".",
+            ],
+        );
+    }
+    let packed = node.path().join("root.tar.zst");
+    tool("sh", &["-c", &format!("zstd -q -3 < {} > {}", tar.display(), packed.display())]);
+    for stream in [&tar, &packed] {
+        let copy = node.disk("copy", 3 * GIB);
+        let (done, log) = import(&node, &copy, stream);
+        assert!(done, "{log}");
+        let offset = root_offset(&copy);
+        fsck(&copy, offset, "ext4");
+        let root = Mounted::at(&copy, offset);
+        let uuid = tool(
+            "blkid",
+            &["-p", "-s", "UUID", "-o", "value", "-O", &offset.to_string(), copy.to_str().unwrap()],
+        );
+        assert!(root.read("etc/fstab").contains(&format!("UUID={} / ext4", uuid.trim())));
+        drop(root);
+        fs::remove_file(&copy).unwrap();
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_smaller_disk_is_refused_untouched_and_a_damaged_stream_leaves_nothing() {
+    let node = Node::new();
+    let disk = guest(&node, "d", &[]);
+    let stream = node.path().join("stream");
+    export(&node, &disk, &stream);
+    let small = node.path().join("disks/small");
+    dirty(&small, 256 * MIB);
+    let before = common::digest(&small);
+    let (done, log) = import(&node, &small, &stream);
+    assert!(!done && log.contains("256 MiB") && log.contains("2 GiB"), "{log}");
+    assert_eq!(common::digest(&small), before);
+
+    let bytes = fs::read(&stream).unwrap();
+    let damaged = node.path().join("damaged");
+    let copy = node.disk("copy", 2 * GIB);
+    let data_at = 64 << 10;
+    for at in [0, 600, 2000, data_at, bytes.len() / 2, bytes.len() - 3000, bytes.len() - 1100] {
+        for cut in [true, false] {
+            let mut wrong = bytes.clone();
+            match cut {
+                true => wrong.truncate(at),
+                false => wrong[at] ^= 0x10,
+            }
+            fs::write(&damaged, wrong).unwrap();
+            let (done, log) = import(&node, &copy, &damaged);
+            assert!(!done, "cut {cut} at {at}\n{log}");
+            let found = Command::new("blkid").arg("-p").arg(&copy).output().unwrap();
+            assert_eq!(found.status.code(), Some(2), "cut {cut} at {at}: {found:?}\n{log}");
+        }
+    }
+    File::options().append(true).open(&damaged).unwrap().set_len(0).unwrap();
+    fs::write(&damaged, &bytes).unwrap();
+    File::options().append(true).open(&damaged).unwrap().write_all(b"more").unwrap();
+    let (done, log) = import(&node, &copy, &damaged);
+    assert!(!done && log.contains("more behind the digest"), "{log}");
+    node.assert_nothing_left();
+}
