@@ -3,6 +3,8 @@
 
 mod disk;
 mod map;
+mod source;
+pub mod xfs;
 
 use anyhow::Result;
 
