@@ -253,7 +253,7 @@ fn a_smaller_disk_is_refused_untouched_and_a_damaged_stream_leaves_nothing() {
     let damaged = node.path().join("damaged");
     let copy = node.disk("copy", 2 * GIB);
     let data_at = 64 << 10;
-    for at in [0, 600, 2000, data_at, bytes.len() / 2, bytes.len() - 3000, bytes.len() - 1100] {
+    for at in [0, 600, 2000, data_at, bytes.len() / 2, bytes.len() - 3000, bytes.len() - 1500] {
         for cut in [true, false] {
             let mut wrong = bytes.clone();
             match cut {

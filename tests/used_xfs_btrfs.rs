@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{GIB, Mounted, tool};
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
 use ganeti_instance_debootstrap::disk::used::{Usage, UsedMap, xfs};
 use ganeti_instance_debootstrap::sys;
 use sha2::{Digest, Sha256};

@@ -2,6 +2,7 @@
 //! disk its last filesystem grows.
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -150,9 +151,18 @@ fn grow(disk: &Disk, workspace: &Workspace, sector: &mut [u8; 512]) -> Result<()
     match grow_table(&disk.file, disk.size_bytes, kind, growing, sector)? {
         Some(growth) => {
             let part = growing.context("a part that grows")?;
+            if kind.is_none() {
+                // The filesystem's own first sector, without which nothing can grow it.
+                disk.file.write_all_at(sector, 0).context("writing the first sector")?;
+            }
             report::step(&format!("growing {part} to {}", size(growth.size_bytes)), || {
                 grow_filesystem(disk, workspace, part, growth)
-            })
+            })?;
+            if kind.is_none() {
+                disk.flush_path_cache()?;
+                disk.file.read_exact_at(sector, 0).context("reading the first sector")?;
+            }
+            Ok(())
         }
         None => {
             let last = last.map_or("nothing".to_owned(), Part::to_string);
