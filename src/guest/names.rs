@@ -1,8 +1,6 @@
 //! hostname, mailname and hosts: written for a guest of ours, and changed in one that lives already.
 
-use std::borrow::Cow;
-
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::report::WithHint;
 use crate::request::InstanceName;
@@ -10,6 +8,8 @@ use crate::rootdir::{Kind, RootDir};
 
 /// Bytes of an /etc/hosts that is edited and not replaced.
 const HOSTS_MAX_BYTES: u64 = 1 << 20;
+/// And after it, with longer names.
+const HOSTS_RENAMED_MAX_BYTES: usize = 2 << 20;
 /// A host name has 253 at most; the rest may be comments.
 const NAME_MAX_BYTES: u64 = 4096;
 
@@ -60,9 +60,9 @@ pub fn called(root: &RootDir, old: &InstanceName, new: &InstanceName) -> Result<
 /// Gives a guest its new name wherever the old one stands; the hostname last, so that an interrupted run can be
 /// repeated. Files that it does not have stay absent.
 pub fn rename(root: &RootDir, old: &InstanceName, new: &InstanceName, called: Called) -> Result<()> {
-    if root.kind("etc/hosts")?.is_some() {
-        let hosts = root.read("etc/hosts", HOSTS_MAX_BYTES)?.unwrap_or_default();
-        let renamed = rename_in_hosts(&hosts, old, new);
+    // A link to what is only there while the guest runs stays a link.
+    if let Some(hosts) = root.read("etc/hosts", HOSTS_MAX_BYTES)? {
+        let renamed = rename_in_hosts(&hosts, old, new).context("renaming in /etc/hosts")?;
         if renamed != hosts {
             replace(root, "etc/hosts", &renamed)?;
         }
@@ -89,36 +89,37 @@ fn replace(root: &RootDir, path: &str, bytes: &[u8]) -> Result<()> {
 }
 
 /// hosts(5) with the new name in the place of the old one: the full name anywhere, the short one beside it or at a
-/// loopback address. Where that names the guest nowhere, it gets a line. All else stays, byte by byte.
-pub fn rename_in_hosts(text: &[u8], old: &InstanceName, new: &InstanceName) -> Vec<u8> {
+/// loopback address. Where that names the guest nowhere, it gets a line. All else stays, byte by byte. An error where
+/// it would become much larger: a file can repeat a name without end.
+pub fn rename_in_hosts(text: &[u8], old: &InstanceName, new: &InstanceName) -> Result<Vec<u8>> {
     let mut renamed = Vec::with_capacity(text.len() + 256);
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        renamed.extend_from_slice(&rename_in_line(line, old, new));
+        rename_in_line(line, old, new, &mut renamed)?;
     }
     let names_new =
         |line: &[u8]| words(line).skip(1).any(|word| word.eq_ignore_ascii_case(new.full().as_bytes()));
     if renamed.split(|byte| *byte == b'\n').any(names_new) {
-        return renamed;
+        return Ok(renamed);
     }
     if !renamed.is_empty() && !renamed.ends_with(b"\n") {
         renamed.push(b'\n');
     }
     renamed.extend_from_slice(format!("{}\n", own_line(new)).as_bytes());
-    renamed
+    Ok(renamed)
 }
 
-fn rename_in_line<'a>(line: &'a [u8], old: &InstanceName, new: &InstanceName) -> Cow<'a, [u8]> {
+fn rename_in_line(line: &[u8], old: &InstanceName, new: &InstanceName, renamed: &mut Vec<u8>) -> Result<()> {
     let is = |word: &[u8], name: &str| word.eq_ignore_ascii_case(name.as_bytes());
     let loopback =
         words(line).next().is_some_and(|address| address.starts_with(b"127.") || address == b"::1");
     let is_own = loopback || words(line).skip(1).any(|word| is(word, old.full()));
     if !is_own {
-        return Cow::Borrowed(line);
+        renamed.extend_from_slice(line);
+        return Ok(());
     }
     // web became web.example.com already: the web beside that is its short name.
     let is_done = words(line).skip(1).any(|word| is(word, new.full()));
     let comment = line.iter().position(|byte| *byte == b'#').unwrap_or(line.len());
-    let mut renamed = Vec::with_capacity(line.len() + 64);
     let mut rest = &line[..comment];
     let mut first = true;
     while !rest.is_empty() {
@@ -132,10 +133,11 @@ fn rename_in_line<'a>(line: &'a [u8], old: &InstanceName, new: &InstanceName) ->
             _ => word,
         };
         renamed.extend_from_slice(name);
+        ensure!(renamed.len() <= HOSTS_RENAMED_MAX_BYTES, "it names the guest too often");
         rest = after;
     }
     renamed.extend_from_slice(&line[comment..]);
-    Cow::Owned(renamed)
+    Ok(())
 }
 
 /// The words of a line before its comment.
@@ -215,12 +217,12 @@ mod tests {
             ),
             ("192.0.2.7 www.example.org\n", "192.0.2.7 www.example.org\n"),
         ] {
-            let renamed = rename_in_hosts(before.as_bytes(), &old, &new);
+            let renamed = rename_in_hosts(before.as_bytes(), &old, &new).unwrap();
             assert_eq!(String::from_utf8(renamed.clone()).unwrap(), after);
-            assert_eq!(rename_in_hosts(&renamed, &old, &new), renamed, "again");
+            assert_eq!(rename_in_hosts(&renamed, &old, &new).unwrap(), renamed, "again");
         }
         let bytes = b"\xff\xfe \x00 web.example.com\r\n127.0.1.1 web.example.com\r\n";
-        let renamed = rename_in_hosts(bytes, &old, &new);
+        let renamed = rename_in_hosts(bytes, &old, &new).unwrap();
         assert_eq!(renamed, b"\xff\xfe \x00 www.example.org\r\n127.0.1.1 www.example.org\r\n");
     }
 
@@ -228,10 +230,10 @@ mod tests {
     fn a_name_that_gets_a_domain_is_renamed_once() {
         let name = |text| InstanceName::parse(text).unwrap();
         let (old, new) = (name("web"), name("web.example.com"));
-        let renamed = rename_in_hosts(b"127.0.1.1 web\n", &old, &new);
+        let renamed = rename_in_hosts(b"127.0.1.1 web\n", &old, &new).unwrap();
         assert_eq!(renamed, b"127.0.1.1 web.example.com\n");
         let written = b"127.0.1.1\tweb.example.com web\n";
-        assert_eq!(rename_in_hosts(written, &old, &new), written);
+        assert_eq!(rename_in_hosts(written, &old, &new).unwrap(), written);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{self, AtFlags};
+use rustix::fs::{self, AtFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -18,6 +18,7 @@ pub(super) struct TempName<'a> {
 
 impl TempName<'_> {
     pub(super) fn new(dir: &OwnedFd) -> Result<TempName<'_>> {
+        refuse_append_only(dir)?;
         Ok(TempName { dir, name: unpredictable_name()? })
     }
 
@@ -36,6 +37,13 @@ impl Drop for TempName<'_> {
         // here.
         let _ = fs::unlinkat(self.dir, &self.name, AtFlags::empty());
     }
+}
+
+/// What is made in such a directory can neither be renamed nor removed.
+fn refuse_append_only(dir: &OwnedFd) -> Result<()> {
+    let found = fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    ensure!(!found.stx_attributes.contains(StatxAttributes::APPEND), "its directory is append-only");
+    Ok(())
 }
 
 /// A name that no other process can have prepared.

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 pub use decide::{any_nic, decide};
 
 use super::Resolver;
+use crate::PROGRAM;
 use crate::report::{self, WithHint};
 use crate::request::Mac;
 use crate::rootdir::{Kind, RootDir};
@@ -213,17 +214,26 @@ impl Network {
     /// go. An error where addresses were asked for and the guest has nothing to set them up with.
     pub fn write(&self, root: &RootDir, resolver: &Resolver) -> Result<()> {
         ifupdown::write_loopback(root)?;
-        self.replace(root, &ours(root)?, resolver)
+        self.replace(root, &Found::in_tree(root)?.ours, resolver)?;
+        if !self.interfaces.is_empty() && Renderer::of(root)? == Some(Renderer::Networkd) {
+            networkd::enable(root)?;
+        }
+        Ok(())
     }
 
-    /// Writes our files anew where a guest has some, for NICs that are others now; all else is its owner's. Says
-    /// whether it did.
+    /// Writes our files anew where a guest has some, for NICs that are others now; all else is its owner's, and so is
+    /// which services it starts. Says whether it did.
     pub fn rewrite(&self, root: &RootDir, resolver: &Resolver) -> Result<bool> {
-        let old = ours(root)?;
-        if old.is_empty() || self.interfaces.is_empty() {
+        let Found { ours, theirs } = Found::in_tree(root)?;
+        if ours.is_empty() || self.interfaces.is_empty() {
             return Ok(false);
         }
-        self.replace(root, &old, resolver)?;
+        if let Some(path) = theirs.first() {
+            let fact = format!("/{path} is no longer a file that {PROGRAM} wrote");
+            report::warning(&format!("{fact}: the guest's network is left to it"));
+            return Ok(false);
+        }
+        self.replace(root, &ours, resolver)?;
         Ok(true)
     }
 
@@ -253,25 +263,43 @@ impl Network {
     }
 }
 
-/// What an earlier run wrote, wherever it may be.
-fn ours(root: &RootDir) -> Result<Vec<String>> {
-    let numbered = [("etc/systemd/network", "10-ganeti-nic"), ("etc/systemd/network", "50-ganeti-nic")];
-    let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::PATIENCE];
-    let mut paths: Vec<String> = single.map(str::to_owned).into();
-    for (dir, prefix) in numbered {
-        if root.is_dir(dir)? {
-            let names = root.list(dir, MAX_ENTRIES)?.into_iter().filter_map(|name| name.into_string().ok());
-            paths.extend(names.filter(|name| name.starts_with(prefix)).map(|name| format!("{dir}/{name}")));
+/// What stands where a run of ours writes.
+#[derive(Default)]
+struct Found {
+    /// Written by an earlier run.
+    ours: Vec<String>,
+    /// Put there by the guest's owner.
+    theirs: Vec<String>,
+}
+
+impl Found {
+    /// Looks wherever it may be.
+    fn in_tree(root: &RootDir) -> Result<Found> {
+        let numbered = [("etc/systemd/network", "10-ganeti-nic"), ("etc/systemd/network", "50-ganeti-nic")];
+        let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::PATIENCE];
+        let mut paths: Vec<String> = single.map(str::to_owned).into();
+        for (dir, prefix) in numbered {
+            if root.is_dir(dir)? {
+                let names =
+                    root.list(dir, MAX_ENTRIES)?.into_iter().filter_map(|name| name.into_string().ok());
+                paths.extend(
+                    names.filter(|name| name.starts_with(prefix)).map(|name| format!("{dir}/{name}")),
+                );
+            }
         }
-    }
-    let mut ours = Vec::new();
-    for path in paths {
-        let is_file = root.kind(&path)? == Some(Kind::File);
-        if is_file && root.read(&path, MAX_BYTES)?.is_some_and(|text| text.starts_with(HEADER.as_bytes())) {
-            ours.push(path);
+        let mut found = Found::default();
+        for path in paths {
+            let is_ours = match root.kind(&path)? {
+                None => continue,
+                Some(Kind::File) => {
+                    root.read(&path, MAX_BYTES)?.is_some_and(|text| text.starts_with(HEADER.as_bytes()))
+                }
+                Some(_) => false,
+            };
+            if is_ours { found.ours.push(path) } else { found.theirs.push(path) }
         }
+        Ok(found)
     }
-    Ok(ours)
 }
 
 /// What picks a NIC in systemd's files. A VLAN, bridge or bond that an admin adds later has the NIC's MAC too: only

@@ -13,7 +13,7 @@ pub const PATIENCE: &str = "etc/systemd/system/systemd-networkd-wait-online.serv
 
 const UNIT: &str = "systemd-networkd.service";
 
-/// A file for each interface; the service is enabled.
+/// A file for each interface.
 pub fn write(network: &Network, root: &RootDir, resolver: &Resolver) -> Result<()> {
     let dir = "etc/systemd/network";
     root.create_dir_all(dir, 0o755)?;
@@ -31,6 +31,11 @@ pub fn write(network: &Network, root: &RootDir, resolver: &Resolver) -> Result<(
         root.create_dir_all("etc/systemd/system/systemd-networkd-wait-online.service.d", 0o755)?;
         root.write(PATIENCE, text.as_bytes(), 0o644)?;
     }
+    Ok(())
+}
+
+/// Switches on the service that reads them.
+pub fn enable(root: &RootDir) -> Result<()> {
     units::enable(root, UNIT)
 }
 
