@@ -4,6 +4,8 @@
 
 pub mod guest;
 pub mod running;
+pub mod small_guest;
+pub mod stepping;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -18,6 +18,8 @@ use super::{Node, killed_with_us, text};
 
 /// How long a line of the log is waited for, and the end after a signal.
 const PATIENCE: Duration = Duration::from_secs(150);
+/// What a run gets that has nothing to do but to look, to change little, or to refuse.
+pub const SOON: Duration = Duration::from_secs(30);
 /// What a killed run held goes when the kernel has ended its children: they get their SIGKILL when it is gone.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,12 +93,22 @@ impl Running {
     }
 
     /// Waits for the end of the run and of its log.
-    pub fn end(mut self, family: Family) -> Ended {
+    pub fn end(self, family: Family) -> Ended {
+        self.end_within(PATIENCE, family)
+    }
+
+    /// Like [`Running::end`]; a run that takes longer is killed, and that is a failure.
+    pub fn end_within(mut self, patience: Duration, family: Family) -> Ended {
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait().unwrap() {
                 Some(status) => break status,
-                None => assert!(start.elapsed() < PATIENCE, "it does not end:\n{}", self.log),
+                None if start.elapsed() < patience => {}
+                None => {
+                    self.child.kill().unwrap();
+                    self.log.extend(self.lines.iter().map(|line| line + "\n"));
+                    panic!("it does not end within {patience:?}:\n{}", self.log);
+                }
             }
             std::thread::sleep(Duration::from_millis(2));
         };
