@@ -118,9 +118,20 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
 }
 
 fn xfs(superblock: &[u8; SUPERBLOCK_BYTES]) -> Content {
+    const VERSION_AT: usize = 101;
+    const LOG_FEATURES_AT: usize = 220;
+    /// Extended attributes in the log.
+    const LOG_FEATURES_KNOWN: u32 = 1;
     // sb_logstart: 0 means a log device.
     if superblock[48..56] == [0; 8] {
         return Content::Other("xfs with its log on another device".into());
+    }
+    // Such a one can be mounted while its log is empty, but what is written then is never closed: nothing that the
+    // kernel says at the end tells of it, and the next mount cannot replay it.
+    let log_features: [u8; 4] = std::array::from_fn(|at| superblock[LOG_FEATURES_AT + at]);
+    let unknown = u32::from_be_bytes(log_features) & !LOG_FEATURES_KNOWN;
+    if superblock[VERSION_AT] & 0xf == 5 && unknown != 0 {
+        return Content::Other(format!("xfs with unknown features of its log ({unknown:#x})"));
     }
     volume(Filesystem::Xfs, &superblock[32..48])
 }
