@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::Volumes;
 use crate::disk::Filesystem;
-use crate::rootdir::RootDir;
+use crate::rootdir::{Kind, RootDir};
 
 /// Where it is.
 pub const PATH: &str = "etc/fstab";
@@ -29,7 +29,12 @@ pub fn repair(root: &RootDir, filesystem: Filesystem, volumes: &Volumes) -> Resu
         root.create_dir_all("boot/efi", 0o755)?;
     }
     let repaired = repaired(&old, filesystem, volumes);
-    if repaired == old { Ok(()) } else { root.rewrite(PATH, &repaired) }
+    match root.kind(PATH)? {
+        _ if repaired == old => Ok(()),
+        Some(Kind::File) => root.rewrite(PATH, &repaired),
+        // A link is replaced by a file.
+        _ => root.write(PATH, &repaired, 0o644),
+    }
 }
 
 /// A line of ours, and which line it takes the place of.

@@ -12,7 +12,7 @@ use crate::common::small_guest::{Flavour, plant};
 use crate::common::{BlockDevice, digest};
 
 /// Files and directories of this very machine that a confused program would write.
-const NODE: [&str; 12] = [
+const NODE: [&str; 11] = [
     "/etc/hostname",
     "/etc/hosts",
     "/etc/mailname",
@@ -24,7 +24,6 @@ const NODE: [&str; 12] = [
     "/etc/netplan",
     "/etc/systemd/network",
     "/etc/udev/rules.d",
-    "/dev",
 ];
 
 const DEVICE_BYTES: usize = 1 << 20;
@@ -36,13 +35,12 @@ pub struct Canary {
 }
 
 /// All that is known of it at one moment.
-#[derive(PartialEq, Eq, Debug)]
 pub struct Look {
     files: BTreeMap<PathBuf, String>,
-    /// Requests and sectors, read and written.
-    device_traffic: Vec<String>,
+    /// Sectors written. (Whatever lists a machine's disks reads a little of each.)
+    device_written: String,
     device_content: String,
-    tree: String,
+    strays: String,
 }
 
 impl Canary {
@@ -89,14 +87,9 @@ impl Canary {
         }
         let name = self.device.0.file_name().unwrap().to_str().unwrap();
         let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
-        let device_traffic =
-            stat.split_ascii_whitespace().enumerate().filter(|(at, _)| [0, 2, 4, 6].contains(at));
-        Look {
-            files,
-            device_traffic: device_traffic.map(|(_, field)| field.to_owned()).collect(),
-            device_content: digest(self.backing.path()),
-            tree: strays(),
-        }
+        let device_written = stat.split_ascii_whitespace().nth(6).unwrap().to_owned();
+        let device_content = digest(self.backing.path());
+        Look { files, device_written, device_content, strays: strays() }
     }
 
     /// Wants that nothing outside of the guest has changed since an earlier look.
@@ -105,7 +98,9 @@ impl Canary {
         for (path, state) in &before.files {
             assert_eq!(after.files.get(path), Some(state), "{} was touched\n{log}", path.display());
         }
-        assert_eq!(&after, before, "the node was touched\n{log}");
+        let rest =
+            |look: &Look| [&look.device_written, &look.device_content, &look.strays].map(String::clone);
+        assert_eq!(rest(&after), rest(before), "the node was touched\n{log}");
     }
 
     /// Everything of the tree, without listing it again.

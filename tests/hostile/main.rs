@@ -7,6 +7,7 @@ mod bench;
 mod canary;
 #[path = "../common/mod.rs"]
 mod common;
+mod import;
 mod swap;
 mod traps;
 mod tree;
@@ -138,7 +139,7 @@ fn rename_does_no_harm_where_the_tree_changes_once_at_any_of_its_steps() {
                 assert!(at > 30, "{log}");
                 break;
             }
-            at += 7;
+            at += 13;
         }
     }
 }

@@ -77,6 +77,25 @@ impl Tree {
         }
     }
 
+    /// Wants that a tree was restored from what another was: the same names, and in each the same, but for the content
+    /// of those with a name in `repaired`, and for what a link among them stood for.
+    pub fn assert_restored(&self, before: &Tree, repaired: &[&str], log: &str) {
+        let is_repaired =
+            |path: &Path| path.file_name().is_some_and(|name| repaired.iter().any(|r| name == *r));
+        for (path, entry) in &before.entries {
+            let Some(now) = self.entries.get(path) else { panic!("{} is gone\n{log}", path.display()) };
+            let restored = now.mode == entry.mode
+                && now.owner == entry.owner
+                // Small filesystems keep whole seconds.
+                && now.numbers.map(|n| (n.0, n.1, n.2)) == entry.numbers.map(|n| (n.0, n.1, n.2))
+                && now.content == entry.content;
+            let moved = path == Path::new(crate::traps::DISPLACED);
+            assert!(restored || is_repaired(path) || moved, "{} became {now:?}\n{log}", path.display());
+        }
+        let is_new = |path: &&PathBuf| !before.entries.contains_key(*path) && !is_repaired(path);
+        assert_eq!(self.entries.keys().find(is_new), None, "{log}");
+    }
+
     /// Wants that nothing is new in it but files of the program's own and what stands below `moved` or the twin of
     /// that: where somebody else moves files about, no more can be said of them.
     pub fn assert_nothing_unfinished(&self, before: &Tree, moved: &str, log: &str) {
@@ -173,7 +192,7 @@ fn entry_of(path: &Path) -> Entry {
 }
 
 /// What a process of the guest would read there; None where there is no regular file.
-fn read_inside(root: &Path, path: &str) -> Option<Vec<u8>> {
+pub fn read_inside(root: &Path, path: &str) -> Option<Vec<u8>> {
     let top = File::open(root).unwrap();
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
