@@ -13,7 +13,9 @@ const ESP_SECTORS: u64 = 124 * MIB_SECTORS;
 /// Backup header and entries of a GPT.
 const GPT_TAIL_SECTORS: u64 = 33;
 /// The predecessor asked for 512 MiB and took 511, for rounding in volume managers; so do we, for the root.
-const MIN_ROOT_BYTES: u64 = 511 << 20;
+pub const NEW_ROOT_MIN_BYTES: u64 = 511 << 20;
+/// What comes from a backup may be small, a disk for data above all; less than this can hardly be formatted.
+pub const RESTORED_ROOT_MIN_BYTES: u64 = 8 << 20;
 /// Where 32 bits of sectors end.
 const MSDOS_MAX_SECTORS: u64 = u32::MAX as u64;
 
@@ -37,6 +39,8 @@ pub struct Wishes {
     pub uefi: bool,
     /// A partition for swap, before the root.
     pub swap_bytes: Option<u64>,
+    /// A smaller root is refused.
+    pub root_min_bytes: u64,
 }
 
 /// One partition; sectors of 512 bytes.
@@ -101,7 +105,7 @@ impl Layout {
     /// Divides a disk of `disk_bytes`.
     pub fn new(style: PartitionStyle, disk_bytes: u64, wishes: Wishes) -> Result<Layout, Misfit> {
         let disk_sectors = disk_bytes / SECTOR_BYTES;
-        let Wishes { alignment_sectors, loader, uefi, swap_bytes } = wishes;
+        let Wishes { alignment_sectors, loader, uefi, swap_bytes, root_min_bytes } = wishes;
         let align_up = |sector: u64| sector.div_ceil(alignment_sectors) * alignment_sectors;
         // What precedes the root, and the first sector behind the last that the root may use.
         let mut partitions = Vec::new();
@@ -132,7 +136,7 @@ impl Layout {
             partitions.push(Partition { number: 2, role: Role::Swap, start_sector: root_start, sectors });
             root_start = align_up(root_start + sectors);
         }
-        let needed_bytes = (root_start + tail) * SECTOR_BYTES + MIN_ROOT_BYTES;
+        let needed_bytes = (root_start + tail) * SECTOR_BYTES + root_min_bytes;
         if disk_bytes < needed_bytes {
             return Err(Misfit::TooSmall { disk_bytes, needed_bytes, style });
         }
@@ -174,7 +178,8 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn aligned(alignment_sectors: u64) -> Wishes {
-        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None }
+        let root_min_bytes = NEW_ROOT_MIN_BYTES;
+        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None, root_min_bytes }
     }
 
     fn extents(style: PartitionStyle, bytes: u64, alignment: u64) -> Vec<(u32, u64, u64)> {
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn swap_stands_before_the_root_and_a_loader_has_its_gap() {
-        let wishes = Wishes { alignment_sectors: 8, loader: true, uefi: true, swap_bytes: Some(1000 << 20) };
+        let wishes = Wishes { loader: true, uefi: true, swap_bytes: Some(1000 << 20), ..aligned(8) };
         let layout = Layout::new(PartitionStyle::Msdos, 4 * GIB, wishes).unwrap();
         let extents: Vec<_> = layout.partitions.iter().map(|p| (p.number, p.start_sector)).collect();
         assert_eq!(extents, [(2, 2048), (1, 2048 + 1000 * 2048)]);
@@ -224,6 +229,19 @@ mod tests {
             assert!(
                 text.contains(&(needed_bytes - 1).to_string()) && text.contains(&needed_bytes.to_string())
             );
+        }
+    }
+
+    #[test]
+    fn a_backup_may_have_a_small_disk() {
+        let wishes = Wishes { root_min_bytes: RESTORED_ROOT_MIN_BYTES, ..aligned(2048) };
+        for (style, bytes) in [
+            (PartitionStyle::None, 8 << 20),
+            (PartitionStyle::Msdos, 9 << 20),
+            (PartitionStyle::Gpt, 137 << 20),
+        ] {
+            assert!(Layout::new(style, bytes, wishes).is_ok(), "{style}");
+            assert!(Layout::new(style, bytes - (2 << 20), wishes).is_err(), "{style}");
         }
     }
 

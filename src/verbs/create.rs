@@ -22,7 +22,7 @@ pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<O
     let address = &instance.disks.first().context("an instance without disks")?.address;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
-        let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+        let facts = DiskFacts::for_system(disk.size_bytes, disk.medium);
         let plan = Plan::new(context, instance, &settings, facts)?;
         preconditions(&plan)?;
         answer(&plan.to_string())?;
@@ -42,7 +42,7 @@ pub fn on_disk(
     workspace: &Workspace,
 ) -> Result<()> {
     let start = std::time::Instant::now();
-    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+    let facts = DiskFacts::for_system(disk.size_bytes, disk.medium);
     let plan = Plan::new(context, instance, settings, facts)?;
     introduce(&plan, settings);
     let swap = preconditions(&plan)?;

@@ -42,7 +42,7 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     let instance = &*instance;
     let settings = Settings::load(&request.context, "create")?;
     if args.dry_run {
-        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
+        let facts = DiskFacts::for_system(args.size, Medium::File);
         let plan = Plan::new(&request.context, instance, &settings, facts)?;
         create::preconditions(&plan)?;
         answer(&plan.to_string())?;

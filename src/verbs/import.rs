@@ -95,7 +95,7 @@ fn plan(
     if index < instance.disks.len() {
         instance.disks.swap(0, index);
     }
-    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium };
+    let facts = DiskFacts::for_backup(disk.size_bytes, disk.medium);
     let mut plan = Plan::new(context, &instance, &settings, facts)?;
     plan.disk_path = disk.path.clone();
     Ok(plan)
