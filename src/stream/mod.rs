@@ -58,7 +58,10 @@ pub fn open(input: Box<dyn Read>) -> Result<Source> {
     let kind = identify(&first)?;
     let all = Box::new(std::io::Cursor::new(first.clone()).chain(plain));
     Ok(match kind {
-        Kind::Dump => Source::Dump(all),
+        Kind::Dump => {
+            dump::expect_acceptable(&first)?;
+            Source::Dump(all)
+        }
         Kind::Image => Source::Image(all),
         Kind::Tree => Source::Tree(all),
         Kind::Raw => Source::Raw(all, first),

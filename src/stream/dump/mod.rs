@@ -123,6 +123,14 @@ fn expect_fresh(root: &RootDir) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what [`restore()`] would refuse by the first header, which is all in `first`.
+pub(super) fn expect_acceptable(first: &[u8]) -> Result<()> {
+    let (length, block) = (first.len(), first.first_chunk::<RECORD_BYTES>());
+    let block = block
+        .with_context(|| format!("the dump was cut: it ends in its first header, after {length} bytes"))?;
+    expect_level_0(&Header::parse(Box::new(*block)).context("reading the first header of the dump")?)
+}
+
 fn expect_level_0(volume: &Header) -> Result<()> {
     ensure!(
         volume.kind == Kind::Volume,
