@@ -86,7 +86,7 @@ fn hooks_of_the_field_do_under_ours_what_they_did_under_the_predecessor() -> Res
 }
 
 /// The predecessor with its settings, its cache and its hooks, and what is stood in for.
-fn set_up(node: &Node, suite: &Suite, tree: &Path) -> Result<()> {
+pub fn set_up(node: &Node, suite: &Suite, tree: &Path) -> Result<()> {
     node.apt_install(&suite.predecessor())?;
     let default = fs::read_to_string(data_dir().join("field/default.in"))?.replace("@SUITE@", &suite.name);
     fs::write(node.path(LEGACY), default)?;

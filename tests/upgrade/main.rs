@@ -4,7 +4,8 @@
 //! tuned, runs `create` with the environment that noded sends, and is then replaced by the package
 //! that `make deb` builds. What hooks were given and what stands on the disk is compared side by
 //! side (upgrade.rs), and so is what the hooks that admins wrote for it do to a guest (field.rs);
-//! going back, going forward again and purging follow.
+//! going back, going forward again and purging follow. Backups that the predecessor
+//! made are imported (backup.rs).
 //!
 //! Needs root (loop devices, chroot, namespaces) and, the first time, Debian's archive: the trees are
 //! kept in target/test-cache. `UPGRADE_TEST_DEB` names a package to test instead of building one.
@@ -18,6 +19,9 @@
     reason = "a test drives the program from outside: it starts processes and reads its own environment"
 )]
 
+mod backup;
+#[path = "../common/mod.rs"]
+mod common;
 mod effects;
 #[cfg(target_arch = "x86_64")]
 mod field;

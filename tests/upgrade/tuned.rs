@@ -109,7 +109,9 @@ pub fn noded_environment(file: &str, variant: &str) -> Result<Vec<String>> {
     for pair in bytes.split(separator).filter(|pair| !pair.is_empty()) {
         let (name, _) = pair.split_once('=').with_context(|| format!("no = in {pair:?}"))?;
         adjusted.push(match name {
-            "DISK_0_PATH" => format!("DISK_0_PATH={DISK}"),
+            "DISK_0_PATH" | "EXPORT_DEVICE" | "EXPORT_DISK_PATH" | "IMPORT_DEVICE" | "IMPORT_DISK_PATH" => {
+                format!("{name}={DISK}")
+            }
             "DISK_1_PATH" => format!("DISK_1_PATH={DISK}.1"),
             "OS_VARIANT" => format!("OS_VARIANT={variant}"),
             "INSTANCE_OS" => format!("INSTANCE_OS=debootstrap+{variant}"),
