@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::bootstrap::{Kernel, Recipe};
-use crate::disk::layout::{Layout, NEW_ROOT_MIN_BYTES, RESTORED_ROOT_MIN_BYTES, Role, Wishes};
+use crate::disk::layout::{Layout, Purpose, Role, Wishes};
 use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
 use crate::guest::boot::Firmware;
 use crate::guest::{Access, Console, Personality, Resolver, network};
@@ -22,19 +22,7 @@ use crate::suite;
 pub struct DiskFacts {
     pub size_bytes: u64,
     pub medium: Medium,
-    root_min_bytes: u64,
-}
-
-impl DiskFacts {
-    /// Of a disk that gets a new system.
-    pub fn for_system(size_bytes: u64, medium: Medium) -> DiskFacts {
-        DiskFacts { size_bytes, medium, root_min_bytes: NEW_ROOT_MIN_BYTES }
-    }
-
-    /// Of a disk that gets what is in a backup.
-    pub fn for_backup(size_bytes: u64, medium: Medium) -> DiskFacts {
-        DiskFacts { size_bytes, medium, root_min_bytes: RESTORED_ROOT_MIN_BYTES }
-    }
+    pub purpose: Purpose,
 }
 
 /// How the base tar is had.
@@ -211,7 +199,7 @@ impl Plan {
                 (SwapPlan::Partition, SwapWish::Size(bytes)) => Some(bytes),
                 _ => None,
             },
-            root_min_bytes: disk.root_min_bytes,
+            purpose: disk.purpose,
         };
         let layout = Layout::new(settings.partition_style, disk.size_bytes, wishes)
             .with_context(|| format!("dividing {}", root_disk.address.display()))

@@ -105,7 +105,7 @@ mod tests {
             loader: true,
             uefi: false,
             swap_bytes: None,
-            root_min_bytes: crate::disk::layout::NEW_ROOT_MIN_BYTES,
+            purpose: crate::disk::layout::Purpose::System,
         };
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 30).unwrap();

@@ -73,14 +73,14 @@ impl<'a> HeldBack<'a> {
     pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
         let end = offset + length;
         let mut at = offset;
-        let gaps = self.held.iter().map(|(range, _)| range.clone()).chain([end..end]);
-        for held in gaps {
-            let stop = held.start.min(end);
+        let held = self.held.iter().map(|(range, _)| (range.start, range.end)).chain([(end, end)]);
+        for (held_start, held_end) in held {
+            let stop = held_start.min(end);
             if at < stop {
                 zero_range(&self.disk.file, self.disk.medium, at, stop - at)
                     .with_context(|| format!("zeroing {} at byte {at}", self.disk.path.display()))?;
             }
-            at = at.max(held.end);
+            at = at.max(held_end);
         }
         Ok(())
     }

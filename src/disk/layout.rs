@@ -13,9 +13,9 @@ const ESP_SECTORS: u64 = 124 * MIB_SECTORS;
 /// Backup header and entries of a GPT.
 const GPT_TAIL_SECTORS: u64 = 33;
 /// The predecessor asked for 512 MiB and took 511, for rounding in volume managers; so do we, for the root.
-pub const NEW_ROOT_MIN_BYTES: u64 = 511 << 20;
+const NEW_ROOT_MIN_BYTES: u64 = 511 << 20;
 /// What comes from a backup may be small, a disk for data above all; less than this can hardly be formatted.
-pub const RESTORED_ROOT_MIN_BYTES: u64 = 8 << 20;
+const RESTORED_ROOT_MIN_BYTES: u64 = 8 << 20;
 /// Where 32 bits of sectors end.
 const MSDOS_MAX_SECTORS: u64 = u32::MAX as u64;
 
@@ -26,6 +26,27 @@ pub enum Role {
     BiosBoot,
     Esp,
     Swap,
+}
+
+/// What a disk is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A new system.
+    System,
+    /// The root that a backup holds, whatever its size.
+    RestoredRoot,
+    /// A backup's other disk: nothing ever starts from it.
+    RestoredData,
+}
+
+impl Purpose {
+    /// A smaller root is refused.
+    fn root_min_bytes(self) -> u64 {
+        match self {
+            Purpose::System => NEW_ROOT_MIN_BYTES,
+            Purpose::RestoredRoot | Purpose::RestoredData => RESTORED_ROOT_MIN_BYTES,
+        }
+    }
 }
 
 /// What a disk is to hold beside the root.
@@ -39,8 +60,7 @@ pub struct Wishes {
     pub uefi: bool,
     /// A partition for swap, before the root.
     pub swap_bytes: Option<u64>,
-    /// A smaller root is refused.
-    pub root_min_bytes: u64,
+    pub purpose: Purpose,
 }
 
 /// One partition; sectors of 512 bytes.
@@ -105,13 +125,14 @@ impl Layout {
     /// Divides a disk of `disk_bytes`.
     pub fn new(style: PartitionStyle, disk_bytes: u64, wishes: Wishes) -> Result<Layout, Misfit> {
         let disk_sectors = disk_bytes / SECTOR_BYTES;
-        let Wishes { alignment_sectors, loader, uefi, swap_bytes, root_min_bytes } = wishes;
+        let Wishes { alignment_sectors, loader, uefi, swap_bytes, purpose } = wishes;
         let align_up = |sector: u64| sector.div_ceil(alignment_sectors) * alignment_sectors;
         // What precedes the root, and the first sector behind the last that the root may use.
         let mut partitions = Vec::new();
         let (root_start, tail) = match style {
             PartitionStyle::None => (0, 0),
             PartitionStyle::Msdos => (align_up(if loader { MIB_SECTORS } else { 1 }), 0),
+            PartitionStyle::Gpt if purpose == Purpose::RestoredData => (align_up(34), GPT_TAIL_SECTORS),
             PartitionStyle::Gpt => {
                 let bios_start = align_up(34);
                 let esp_start = align_up(bios_start + BIOS_BOOT_SECTORS);
@@ -136,7 +157,7 @@ impl Layout {
             partitions.push(Partition { number: 2, role: Role::Swap, start_sector: root_start, sectors });
             root_start = align_up(root_start + sectors);
         }
-        let needed_bytes = (root_start + tail) * SECTOR_BYTES + root_min_bytes;
+        let needed_bytes = (root_start + tail) * SECTOR_BYTES + purpose.root_min_bytes();
         if disk_bytes < needed_bytes {
             return Err(Misfit::TooSmall { disk_bytes, needed_bytes, style });
         }
@@ -178,8 +199,8 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn aligned(alignment_sectors: u64) -> Wishes {
-        let root_min_bytes = NEW_ROOT_MIN_BYTES;
-        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None, root_min_bytes }
+        let purpose = Purpose::System;
+        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None, purpose }
     }
 
     fn extents(style: PartitionStyle, bytes: u64, alignment: u64) -> Vec<(u32, u64, u64)> {
@@ -234,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_backup_may_have_a_small_disk() {
-        let wishes = Wishes { root_min_bytes: RESTORED_ROOT_MIN_BYTES, ..aligned(2048) };
+        let wishes = Wishes { purpose: Purpose::RestoredRoot, ..aligned(2048) };
         for (style, bytes) in [
             (PartitionStyle::None, 8 << 20),
             (PartitionStyle::Msdos, 9 << 20),

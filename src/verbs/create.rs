@@ -7,6 +7,7 @@ use super::unpack::unpack;
 use super::work::Work;
 use super::{Outcome, answer, warn};
 use crate::cache::BaseTar;
+use crate::disk::layout::Purpose;
 use crate::disk::{self, Disk, LoopDevice};
 use crate::guest::{self, HookResolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
@@ -22,7 +23,7 @@ pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<O
     let address = &instance.disks.first().context("an instance without disks")?.address;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
-        let facts = DiskFacts::for_system(disk.size_bytes, disk.medium);
+        let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium, purpose: Purpose::System };
         let plan = Plan::new(context, instance, &settings, facts)?;
         preconditions(&plan)?;
         answer(&plan.to_string())?;
@@ -42,7 +43,7 @@ pub fn on_disk(
     workspace: &Workspace,
 ) -> Result<()> {
     let start = std::time::Instant::now();
-    let facts = DiskFacts::for_system(disk.size_bytes, disk.medium);
+    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium, purpose: Purpose::System };
     let plan = Plan::new(context, instance, settings, facts)?;
     introduce(&plan, settings);
     let swap = preconditions(&plan)?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Outcome, answer, create};
 use crate::cli::{Format, ImageArgs};
+use crate::disk::layout::Purpose;
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
 use crate::nameless::{give_name, nameless};
@@ -42,7 +43,7 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     let instance = &*instance;
     let settings = Settings::load(&request.context, "create")?;
     if args.dry_run {
-        let facts = DiskFacts::for_system(args.size, Medium::File);
+        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File, purpose: Purpose::System };
         let plan = Plan::new(&request.context, instance, &settings, facts)?;
         create::preconditions(&plan)?;
         answer(&plan.to_string())?;

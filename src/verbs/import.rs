@@ -2,19 +2,21 @@
 //! program of it runs, and until all of it is there the disk looks like an empty one.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::base::{self, Freshness};
 use super::unpack::full_or;
 use super::work::Work;
 use super::{Outcome, answer, create, restore_disk, warn};
 use crate::disk::Disk;
+use crate::disk::layout::Purpose;
 use crate::guest::network::Mode;
 use crate::guest::{Root, Thawed, Tree, Workspace, boot, fstab};
 use crate::plan::{DiskFacts, Plan, disk_path};
-use crate::report::{self, Hint, size};
+use crate::report::{self, Hint, WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
 use crate::rootdir::RootDir;
 use crate::settings::{BootWish, Settings, SwapWish};
@@ -50,7 +52,8 @@ pub fn import(
     ));
     warn(&settings);
     // What is no backup is refused before the disk is touched.
-    let stdin = signals::Interruptible(std::io::stdin());
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
+    let stdin = signals::Interruptible(std::fs::File::from(stdin));
     let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;
     let make_disk = |backup| -> Result<()> {
@@ -95,7 +98,8 @@ fn plan(
     if index < instance.disks.len() {
         instance.disks.swap(0, index);
     }
-    let facts = DiskFacts::for_backup(disk.size_bytes, disk.medium);
+    let purpose = if index == 0 { Purpose::RestoredRoot } else { Purpose::RestoredData };
+    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium, purpose };
     let mut plan = Plan::new(context, &instance, &settings, facts)?;
     plan.disk_path = disk.path.clone();
     Ok(plan)
@@ -185,6 +189,9 @@ fn adapt(work: &mut Work<'_>, pieces: Option<&Root>) -> Result<()> {
         let console = plan.personality.console.as_ref();
         if boot::adopt(&dir, pieces, plan.layout.style, uuid, console)? {
             work.prepare_loader(Some(pieces))?;
+        } else if plan.boot.is_some_and(|boot| boot.asked_for) {
+            return Err(anyhow!("a loader is wanted, but the backup has no kernel in /boot"))
+                .hint("set boot = \"no\", and let the hypervisor start its own kernel");
         } else {
             report::warning("nothing will start this disk by itself: the backup has no kernel in /boot");
         }

@@ -11,6 +11,7 @@ use anyhow::Result;
 pub use disk::{DiskUse, of_disk};
 pub use map::UsedMap;
 
+use super::Filesystem;
 use super::foreign::{Content, Part, ReadAt};
 
 /// What of a partition has to travel.
@@ -26,13 +27,15 @@ pub enum Usage {
 const SWAP_HEADER_BYTES: u64 = 64 << 10;
 
 /// What of a part of a disk is in use.
-pub fn usage(disk: &(impl ReadAt + ?Sized), part: &Part) -> Result<Usage> {
-    let _ = disk;
+pub fn usage(disk: &impl ReadAt, part: &Part) -> Result<Usage> {
     Ok(match &part.content {
         Content::Swap(_) => {
             let mut map = UsedMap::empty(part.size_bytes);
             map.mark(0, SWAP_HEADER_BYTES);
             Usage::Part(map)
+        }
+        Content::Filesystem(volume) if volume.filesystem == Filesystem::Xfs => {
+            return xfs::usage(disk, part.start_bytes, part.size_bytes);
         }
         Content::Filesystem(volume) => {
             Usage::Whole(format!("the maps of {} are not read", volume.filesystem))

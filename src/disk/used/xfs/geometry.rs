@@ -104,7 +104,7 @@ impl Geometry {
 
     fn check_groups(&self, size_bytes: u64) -> Step<()> {
         let full_groups = u64::from(self.groups.saturating_sub(1)) * u64::from(self.group_blocks);
-        let last_group = self.blocks.checked_sub(full_groups).unwrap_or(0);
+        let last_group = self.blocks.saturating_sub(full_groups);
         let hold = self.groups >= 1
             && (GROUP_MIN_BLOCKS..=1 << 31).contains(&self.group_blocks)
             && (1..=u64::from(self.group_blocks)).contains(&last_group)
