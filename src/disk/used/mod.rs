@@ -1,6 +1,7 @@
 //! What of a partition is in use, by the filesystem's own maps, read from the device and never through a mount: parsers of
 //! our own, bounded, that believe nothing. What they cannot be sure of is in use.
 
+pub mod btrfs;
 mod disk;
 mod map;
 mod source;
