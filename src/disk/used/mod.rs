@@ -35,12 +35,11 @@ pub fn usage(disk: &impl ReadAt, part: &Part) -> Result<Usage> {
             map.mark(0, SWAP_HEADER_BYTES);
             Usage::Part(map)
         }
-        Content::Filesystem(volume) if volume.filesystem == Filesystem::Xfs => {
-            return xfs::usage(disk, part.start_bytes, part.size_bytes);
-        }
-        Content::Filesystem(volume) => {
-            Usage::Whole(format!("the maps of {} are not read", volume.filesystem))
-        }
+        Content::Filesystem(volume) => match volume.filesystem {
+            Filesystem::Xfs => xfs::usage(disk, part.start_bytes, part.size_bytes)?,
+            Filesystem::Btrfs => btrfs::usage(disk, part.start_bytes, part.size_bytes)?,
+            filesystem => Usage::Whole(format!("the maps of {filesystem} are not read")),
+        },
         Content::Other(what) => Usage::Whole(format!("it is {what}")),
         Content::Unknown => Usage::Whole("its content is not known".into()),
     })
