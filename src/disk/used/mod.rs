@@ -3,6 +3,7 @@
 
 pub mod btrfs;
 mod disk;
+pub mod ext;
 mod map;
 mod source;
 pub mod xfs;
