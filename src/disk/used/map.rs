@@ -123,7 +123,6 @@ impl UsedMap {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "a list of one extent is meant")]
 mod tests {
     use super::*;
 

@@ -39,7 +39,9 @@ pub fn usage(disk: &impl ReadAt, part: &Part) -> Result<Usage> {
         Content::Filesystem(volume) => match volume.filesystem {
             Filesystem::Xfs => xfs::usage(disk, part.start_bytes, part.size_bytes)?,
             Filesystem::Btrfs => btrfs::usage(disk, part.start_bytes, part.size_bytes)?,
-            filesystem => Usage::Whole(format!("the maps of {filesystem} are not read")),
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
+                ext::usage(disk, part.start_bytes, part.size_bytes)?
+            }
         },
         Content::Other(what) => Usage::Whole(format!("it is {what}")),
         Content::Unknown => Usage::Whole("its content is not known".into()),
