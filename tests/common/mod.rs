@@ -224,11 +224,25 @@ impl Node {
         self.create(&self.recorded("create", disk))
     }
 
+    /// Loop devices over what is this node's.
+    fn attached(&self) -> Vec<String> {
+        let dir = self.path().display().to_string();
+        tool("losetup", &["-a"]).lines().filter(|l| l.contains(&dir)).map(str::to_owned).collect()
+    }
+
+    /// Waits until the test's own loop devices are gone: one that anybody else looks at goes when he has looked.
+    pub fn wait_until_detached(&self) {
+        let start = std::time::Instant::now();
+        while !self.attached().is_empty() {
+            assert!(start.elapsed().as_secs() < 10, "still attached: {:?}", self.attached());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
     /// Wants that nothing of this node is held any more: loop devices, mounts, processes.
     pub fn assert_nothing_left(&self) {
         let dir = self.path().display().to_string();
-        let loops: Vec<String> =
-            tool("losetup", &["-a"]).lines().filter(|l| l.contains(&dir)).map(str::to_owned).collect();
+        let loops = self.attached();
         assert!(loops.is_empty(), "loop devices are left: {loops:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let left: Vec<&str> =

@@ -103,6 +103,7 @@ impl SmallDisk {
 
     /// A rename of the guest, as noded runs it.
     pub fn rename_command(&self, node: &Node) -> Command {
+        node.wait_until_detached();
         node.verb("rename", &node.recorded("rename", &self.path))
     }
 

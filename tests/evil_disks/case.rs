@@ -48,6 +48,7 @@ impl Bench {
         let mut env = self.node.recorded("rename", &disk.path);
         // It says what it mounts.
         env.insert("DEBUG_LEVEL".into(), "1".into());
+        self.node.wait_until_detached();
         let answer = Answer::of(self.node.verb("rename", &env));
         let log = format!("{what}\n{}", answer.log);
         self.node.assert_nothing_left();

@@ -30,6 +30,7 @@ impl Bench {
         let args = ["-0", "-q", "-f", dump.to_str().unwrap(), device.0.to_str().unwrap()];
         tool("dump", &args);
         drop(device);
+        self.node.wait_until_detached();
         let path = self.node.disk("imported", GIB);
         let mut env = self.node.recorded("import", &path);
         for name in ["IMPORT_DEVICE", "IMPORT_DISK_PATH"] {

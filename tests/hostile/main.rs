@@ -55,6 +55,7 @@ fn rename_is_bounded_whatever_the_names_are() {
     let mut env = bench.node.recorded("rename", &disk.path);
     env.insert("OLD_INSTANCE_NAME".into(), "a.example.com".into());
     env.insert("INSTANCE_NAME".into(), format!("{}.example.com", "b".repeat(63)));
+    bench.node.wait_until_detached();
     let answer = Answer::of(bench.node.verb("rename", &env));
     assert!(!answer.done && answer.last_lines().contains("/etc/hosts"), "{}", answer.log);
     bench.node.assert_nothing_left();
