@@ -221,7 +221,7 @@ fn an_old_backup_is_imported(node: &Node) -> Result<()> {
 }
 
 fn a_damaged_backup_leaves_nothing(node: &Node) -> Result<()> {
-    let dir = node.path("srv/ganeti/export/inst1.example.com");
+    let dir = node.path("var/lib/ganeti/export/inst1.example.com");
     let stream = WalkDir::new(&dir)
         .into_iter()
         .filter_map(|entry| entry.ok())
@@ -244,8 +244,8 @@ fn rename(old: &str, new: &str) -> String {
 
 fn import(name: &str) -> String {
     format!(
-        "gnt-backup import -n node1.example.com -t file --no-start --no-ip-check --src-node=node1.example.com \
-         --src-dir=/srv/ganeti/export/inst1.example.com {name}.example.com"
+        "gnt-backup import -n node1.example.com -t file --no-ip-check --net 0:mac=generate \
+         --src-node=node1.example.com --src-dir=inst1.example.com {name}.example.com"
     )
 }
 

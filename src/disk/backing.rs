@@ -3,14 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use rustix::fs::{major, minor};
 
 use crate::report::WithHint;
-use crate::{lock, sys};
+use crate::{lock, signals, sys};
 
 /// What a disk is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub struct Disk {
 /// udev and blkid lock a block device for a moment when it changes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a loop device over the disk may take to go away.
+const LOOP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// With less free space a filesystem counts as full.
 const NO_ROOM_BYTES: u64 = 1 << 20;
 
@@ -53,7 +56,15 @@ impl Disk {
             .with_context(|| format!("opening the disk {shown} for writing"))?;
         // The lock first: another installation also has it attached, and is the better explanation.
         let disk = Disk::locked(file, path, medium)?;
-        refuse_looped(path, &meta)?;
+        // A loop device that somebody only looked at, or that an earlier run had, may just be going away.
+        let start = Instant::now();
+        while let Err(error) = refuse_looped(path, &meta) {
+            signals::check()?;
+            if start.elapsed() > LOOP_PATIENCE {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         Ok(disk)
     }
 
