@@ -53,6 +53,7 @@ const STORY: &[(&str, Step)] = &[
     ("a guest with another hostname is named, and stays as it is", a_guest_with_its_own_name_is_left_alone),
     ("a backup of the predecessor's kind comes back under another name", an_old_backup_is_imported),
     ("a failed import leaves a disk that nobody takes for a guest", a_damaged_backup_leaves_nothing),
+    ("two disks are exported and come back under another name", two_disks_go_there_and_back),
     ("add -t ext installs a block device", add_installs_a_block_device),
     ("a bad value is refused before anything is created", a_bad_value_is_refused),
     ("an unknown parameter is refused", an_unknown_parameter_is_refused),
@@ -238,14 +239,45 @@ fn a_damaged_backup_leaves_nothing(node: &Node) -> Result<()> {
     node.succeeds("gnt-backup remove inst1.example.com").map(drop)
 }
 
+fn two_disks_go_there_and_back(node: &Node) -> Result<()> {
+    node.succeeds(&add("inst9", "-t file --disk 0:size=2G --disk 1:size=64M"))?;
+    let disks = |name: &str| -> Result<Vec<PathBuf>> {
+        let mut found: Vec<PathBuf> = node
+            .files_below(FILE_STORAGE)
+            .filter(|path| path.components().any(|c| c.as_os_str().to_string_lossy().starts_with(name)))
+            .collect();
+        found.sort_by_key(|path| path.extension().map(ToOwned::to_owned));
+        ensure!(found.len() == 2, "expected two disks of {name}, found {found:?}");
+        Ok(found)
+    };
+    let noise: Vec<u8> = (0..64_u32 << 20).map(|n| (n / 3 + n / 4096) as u8).collect();
+    fs::write(&disks("inst9")?[1], &noise)?;
+    let exported = node.succeeds("gnt-backup export -n node1.example.com --noshutdown inst9.example.com")?;
+    exported.has("disk/0 finished sending data")?;
+    exported.has("disk/1 finished sending data")?;
+    let imported = node.succeeds(&import_of("inst9", "inst7"))?;
+    imported.has_not("failed")?;
+    imported.has_not("Could not run OS rename script")?;
+    let restored = disks("inst7")?;
+    ensure!(fs::read(&restored[1])? == noise, "the second disk came back different");
+    let root = Root::on(&restored[0])?;
+    root.is_a_good_filesystem()?;
+    root.belongs_to("inst7.example.com")?;
+    node.succeeds("gnt-backup remove inst9.example.com").map(drop)
+}
+
 fn rename(old: &str, new: &str) -> String {
     format!("gnt-instance rename --no-ip-check {old}.example.com {new}.example.com")
 }
 
 fn import(name: &str) -> String {
+    import_of("inst1", name)
+}
+
+fn import_of(exported: &str, name: &str) -> String {
     format!(
         "gnt-backup import -n node1.example.com -t file --no-ip-check --net 0:mac=generate \
-         --src-node=node1.example.com --src-dir=inst1.example.com {name}.example.com"
+         --src-node=node1.example.com --src-dir={exported}.example.com {name}.example.com"
     )
 }
 
@@ -356,7 +388,7 @@ impl Console {
 
 fn removed_instances_leave_nothing(node: &Node) -> Result<()> {
     node.remember_disks()?;
-    for name in ["inst1", "inst2", "inst4", "inst5", "inst6", "inst8"] {
+    for name in ["inst1", "inst2", "inst4", "inst5", "inst6", "inst7", "inst8", "inst9"] {
         node.succeeds(&format!("gnt-instance remove -f {name}.example.com"))?;
         node.knows_nothing_of(name)?;
     }
