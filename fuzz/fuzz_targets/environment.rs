@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
+use ganeti_instance_debootstrap::disk::layout::Purpose;
 use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::Settings;
@@ -60,7 +61,7 @@ fn understood(verb: Verb, request: Request) {
     assert!((1..=64).contains(&instance.disks.len()) && instance.nics.len() <= 64);
     let full = instance.name.full();
     assert!(!full.is_empty() && full.len() <= 253 && !full.contains(['/', '\0', '\n', ' ', '\'']));
-    let disk = DiskFacts { size_bytes: 8 << 30, medium: Medium::Block };
+    let disk = DiskFacts { size_bytes: 8 << 30, medium: Medium::Block, purpose: Purpose::System };
     match Plan::new(&request.context, &instance, plain_settings(), disk) {
         Ok(plan) => assert!(plan.to_string().contains(full)),
         Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),

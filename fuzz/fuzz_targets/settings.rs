@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ganeti_instance_debootstrap::disk::layout::Purpose;
 use ganeti_instance_debootstrap::disk::{Medium, PartitionStyle};
 use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Instance, Request, Task, Verb};
@@ -92,7 +93,7 @@ fn request(
 /// Every layout lies on its disk, in order, where it may begin.
 fn plan(request: &Request, instance: &Instance, settings: &Settings) {
     for size_bytes in [1 << 29, (4 << 30) + 512, (2 << 40) - 512, 3 << 40] {
-        let disk = DiskFacts { size_bytes, medium: Medium::File };
+        let disk = DiskFacts { size_bytes, medium: Medium::File, purpose: Purpose::System };
         let Ok(plan) = Plan::new(&request.context, instance, settings, disk) else { continue };
         let mut free_from = 1;
         for partition in &plan.layout.partitions {
