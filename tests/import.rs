@@ -231,6 +231,32 @@ fn swap_of_a_size_is_a_partition_and_a_line_of_fstab() {
     }
 }
 
+#[test]
+fn what_its_owner_locked_is_fitted_to_the_disk_and_locked_again() {
+    let node = Node::bare();
+    node.config(SETTINGS);
+    backup(&node, "system", "64M", SYSTEM);
+    let image = node.path().join("system.img");
+    let locks = [("+i", "etc/fstab"), ("+a", "boot/grub/grub.cfg"), ("+i", "boot/grub"), ("+i", "etc")];
+    {
+        let mounted = Mounted::with(&image, "loop");
+        for (lock, path) in locks {
+            tool("chattr", &[lock, mounted.path().join(path).to_str().unwrap()]);
+        }
+    }
+    let disk = used_disk(&node, "disk", GIB);
+    imported(&node, &import_env(&node, &disk, &[("suite", "trixie")]), &dump(&image));
+    let offset = root_offset(&disk);
+    let root = Mounted::at(&disk, offset);
+    let uuid = uuid_at(&disk, offset);
+    assert!(root.read("etc/fstab").contains(&format!("UUID={uuid} / ext4 ")));
+    assert!(root.read("boot/grub/grub.cfg").contains(&format!("root=UUID={uuid} ro quiet")));
+    for (lock, path) in locks {
+        let listed = tool("lsattr", &["-d", root.path().join(path).to_str().unwrap()]);
+        assert!(listed.split(' ').next().unwrap().contains(&lock[1..]), "{path}: {listed}");
+    }
+}
+
 /// The first byte of the partition whose type is swap.
 fn swap_offset(disk: &Path) -> Option<u64> {
     let json = tool("sfdisk", &["--json", disk.to_str().unwrap()]);
