@@ -11,9 +11,12 @@ use super::{Disk, SECTOR_BYTES, wipe_ends, wipe_root};
 
 /// Of the disk, and of each partition: tables, boot code, every filesystem's first superblock.
 const HEAD_BYTES: u64 = 1 << 20;
-/// What all of it may take in memory; with many partitions less of each is held back, but never its superblocks.
-const BUDGET_BYTES: u64 = 24 << 20;
-const LEAST_BYTES: u64 = 128 << 10;
+/// What the heads may take in memory together; with many partitions less of each is held back, but never where ext, xfs,
+/// swap and LUKS stand.
+const BUDGET_BYTES: u64 = 16 << 20;
+const LEAST_BYTES: u64 = 8 << 10;
+/// A btrfs has its first superblock further in.
+const BTRFS_AT: u64 = 64 << 10;
 
 /// A disk being written.
 pub struct HeldBack<'a> {
@@ -33,6 +36,7 @@ impl<'a> HeldBack<'a> {
         for (start, length) in std::iter::once(&(0, size_bytes)).chain(&partitions) {
             let part = |at: u64, bytes: u64| start + at..start + (at + bytes).min(*length);
             ranges.push(part(0, each));
+            ranges.push(part(BTRFS_AT, BTRFS_SUPERBLOCK_BYTES));
             ranges.extend(BTRFS_MIRRORS.map(|at| part(at, BTRFS_SUPERBLOCK_BYTES)));
         }
         ranges.iter_mut().for_each(|range| range.end = range.end.min(size_bytes));
@@ -134,4 +138,63 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn disk(bytes: u64) -> Disk {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        Disk::of_new_file(file, std::path::Path::new("disk")).unwrap()
+    }
+
+    fn at(disk: &Disk, offset: u64) -> u8 {
+        let mut byte = [0];
+        disk.file.read_exact_at(&mut byte, offset).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn what_identifies_a_disk_comes_last_and_sector_0_last_of_all() {
+        let disk = disk(64 * MIB);
+        let mut held = HeldBack::begin(&disk, 64 * MIB, vec![(8 * MIB, 40 * MIB)]).unwrap();
+        for offset in (0..64 * MIB).step_by(MIB as usize) {
+            held.write(offset, &vec![7; MIB as usize]).unwrap();
+        }
+        held.zero(20 * MIB, MIB).unwrap();
+        let identifying = [0, 511, 512, MIB - 1, 8 * MIB, 8 * MIB + (64 << 10), 64 * MIB - 1];
+        for offset in identifying {
+            assert_eq!(at(&disk, offset), 0, "{offset} came too early");
+        }
+        assert_eq!([MIB, 8 * MIB - 1, 9 * MIB, 20 * MIB].map(|offset| at(&disk, offset)), [7, 7, 7, 0]);
+        let sector = held.release().unwrap();
+        assert_eq!((at(&disk, 0), at(&disk, 512), at(&disk, 8 * MIB), sector[0]), (0, 7, 7, 7));
+        held.finish(&sector).unwrap();
+        assert!(identifying.iter().all(|offset| at(&disk, *offset) == 7));
+    }
+
+    #[test]
+    fn what_is_wiped_is_nothing_any_more() {
+        let disk = disk(64 * MIB);
+        let mut held = HeldBack::begin(&disk, 32 * MIB, vec![(8 * MIB, 20 * MIB)]).unwrap();
+        held.write(0, &vec![7; 32 << 20]).unwrap();
+        held.release().unwrap();
+        held.wipe().unwrap();
+        for offset in [0, 512, 8 * MIB, 8 * MIB + (64 << 10), 32 * MIB - 512] {
+            assert_eq!(at(&disk, offset), 0, "{offset}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_partitions_take_little_memory() {
+        let disk = disk(3 << 30);
+        let partitions = (0..1024).map(|n| (n * 2 * MIB + MIB, 2 * MIB)).collect();
+        let held = HeldBack::begin(&disk, 3 << 30, partitions).unwrap();
+        let bytes: usize = held.held.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes < 32 << 20, "{bytes}");
+    }
 }

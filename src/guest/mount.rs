@@ -4,12 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::disk::Filesystem;
+use crate::disk::foreign::Volume;
 use crate::report::{self, Hint, WithHint};
 use crate::rootdir::RootDir;
 use crate::tool::Tool;
@@ -84,7 +85,11 @@ impl Workspace {
 
     /// Mounts a filesystem that a guest wrote as `name` in the workspace: no program, device or suid bit of it counts,
     /// and damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
-    pub fn mount_foreign(&self, device: &Path, filesystem: Filesystem, name: &str) -> Result<Root> {
+    pub fn mount_foreign(&self, device: &Path, volume: Volume, name: &str) -> Result<Root> {
+        let filesystem = volume.filesystem;
+        if filesystem == Filesystem::Btrfs {
+            refuse_namesake(volume)?;
+        }
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -118,6 +123,18 @@ impl Workspace {
             })?;
         Root::of(target)
     }
+}
+
+/// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another
+/// path to that.
+fn refuse_namesake(volume: Volume) -> Result<()> {
+    for uuid in [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten() {
+        if Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists() {
+            return Err(anyhow!("this node has a btrfs filesystem with the UUID {uuid} mounted already"))
+                .hint("wait until the other one, a copy of it perhaps, is unmounted");
+        }
+    }
+    Ok(())
 }
 
 /// A mounted root tree; unmounts when dropped, but only [`Root::finish`] tells of errors.

@@ -1,12 +1,10 @@
 //! The root of a guest on a disk that the guest wrote: found by what is on the disk, not by settings, and mounted so that
 //! nothing of it reaches the node.
 
-use std::path::Path;
-
 use anyhow::{Result, anyhow};
 
 use crate::disk::foreign::{self, Content, Part, TableKind, Volume};
-use crate::disk::{Disk, Filesystem, LoopDevice};
+use crate::disk::{Disk, LoopDevice};
 use crate::guest::{Root, Workspace};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -80,24 +78,9 @@ impl GuestRoot {
 }
 
 fn mount(disk: &Disk, workspace: &Workspace, part: &Part, volume: Volume) -> Result<(Root, LoopDevice)> {
-    if volume.filesystem == Filesystem::Btrfs {
-        refuse_namesake(volume)?;
-    }
     let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
-    let root = workspace.mount_foreign(&device.path(), volume.filesystem, "guest")?;
+    let root = workspace.mount_foreign(&device.path(), volume, "guest")?;
     Ok((root, device))
-}
-
-/// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another
-/// path to that.
-fn refuse_namesake(volume: Volume) -> Result<()> {
-    for uuid in [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten() {
-        if Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists() {
-            return Err(anyhow!("this node has a btrfs filesystem with the UUID {uuid} mounted already"))
-                .hint("wait until the other one, a copy of it perhaps, is unmounted");
-        }
-    }
-    Ok(())
 }
 
 /// The tree that has an /etc: the top, or the subvolume that installers make.

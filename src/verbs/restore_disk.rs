@@ -172,43 +172,40 @@ fn grow(disk: &Disk, workspace: &Workspace, sector: &mut [u8; 512]) -> Result<()
     }
 }
 
-/// By the filesystem's own tools, on a loop device that shows nothing else.
+/// By the filesystem's own tools, on a loop device that shows nothing else. One that cannot be grown (damaged, or a btrfs
+/// whose copy this node has mounted) is what was backed up all the same: it keeps its size, with a word.
 fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Growth) -> Result<()> {
     let Content::Filesystem(volume) = part.content else { return Ok(()) };
     disk.flush_path_cache()?;
     let device = LoopDevice::attach_part(disk, growth.start_bytes, growth.size_bytes)?;
     let path = device.path();
-    match volume.filesystem {
-        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
-            // It replays the journal; resize2fs wants a filesystem that was checked. Status 1: something was mended.
-            let checked = Tool::new("e2fsck").args(["-f", "-p"]).arg(&path).quiet().run();
-            let mended =
-                |error: &anyhow::Error| matches!(error.downcast_ref(), Some(ToolError::Status(_, 1, _)));
-            match checked {
-                Err(error) if !mended(&error) => {
-                    let why = report::sentence(&error);
-                    report::warning(&format!("the filesystem keeps its size: {why}"));
-                }
-                _ => Tool::new("resize2fs").arg(&path).quiet().run()?,
-            }
+    let ready = match volume.filesystem {
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => checked(&path).map(|()| None),
+        Filesystem::Xfs | Filesystem::Btrfs => workspace.mount_foreign(&path, volume, "grown").map(Some),
+    };
+    match ready {
+        Err(error) => {
+            signals::check()?;
+            report::warning(&format!("the filesystem keeps its size: {}", report::sentence(&error)));
         }
-        Filesystem::Xfs => mounted(workspace, &path, volume.filesystem, |at| {
-            Tool::new("xfs_growfs").arg("-d").arg(at).quiet().run()
-        })?,
-        Filesystem::Btrfs => mounted(workspace, &path, volume.filesystem, |at| {
-            Tool::new("btrfs").args(["filesystem", "resize", "max"]).arg(at).quiet().run()
-        })?,
+        Ok(None) => Tool::new("resize2fs").arg(&path).quiet().run()?,
+        Ok(Some(mut root)) => {
+            let tool = match volume.filesystem {
+                Filesystem::Xfs => Tool::new("xfs_growfs").arg("-d"),
+                _ => Tool::new("btrfs").args(["filesystem", "resize", "max"]),
+            };
+            tool.arg(root.path()).quiet().run()?;
+            root.finish()?;
+        }
     }
     device.finish()
 }
 
-fn mounted(
-    workspace: &Workspace,
-    device: &Path,
-    filesystem: Filesystem,
-    work: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
-    let mut root = workspace.mount_foreign(device, filesystem, "grown")?;
-    work(root.path())?;
-    root.finish()
+/// resize2fs wants a filesystem that was checked, and its journal replayed.
+fn checked(device: &Path) -> Result<()> {
+    match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
+        // Something was mended.
+        Err(error) if matches!(error.downcast_ref(), Some(ToolError::Status(_, 1, _))) => Ok(()),
+        checked => checked,
+    }
 }

@@ -21,7 +21,6 @@ pub(super) const DISK: &str = "disk.img";
 pub(super) const DIGEST: &str = "digest";
 
 /// Of instance.toml: a stranger's claims about thousands of ranges fit.
-/// The first member, by which such a backup is known.
 pub const MANIFEST_BYTES_MAX: u64 = 2 << 20;
 /// Runs of data, and of zeros, in a disk; whoever finds more joins those that lie close together.
 pub const RANGES_MAX: usize = 32 * 1024;
