@@ -69,7 +69,7 @@ test-faults: build
 # Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.
 test-boot: build
 	tests/install-tools test
-	$(CARGO) test --locked --no-fail-fast --test boot --test examples --test upgrade --test xen -- --ignored --test-threads=1
+	$(CARGO) test --locked --no-fail-fast --test boot --test source --test examples --test upgrade --test xen -- --ignored --test-threads=1
 
 # The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
 deb:

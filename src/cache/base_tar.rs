@@ -1,15 +1,15 @@
 //! A base tar that is open: its bytes, and whether they are what the manifest says.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
-use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
 use crate::report::WithHint;
 use crate::signals;
+use crate::stream::compressed;
 
 /// A base tar that is open for reading.
 #[derive(Debug)]
@@ -25,17 +25,16 @@ pub struct BaseTar {
 }
 
 impl BaseTar {
-    /// The tar's bytes, from the start; told apart from gzip by its first bytes.
-    pub fn reader(&self) -> Result<Box<dyn Read + '_>> {
-        let mut magic = [0u8; 2];
-        let raw = ReadAt { file: &self.file, at: 0 };
-        let gzip =
-            self.file.read_at(&mut magic, 0).context("reading the cache file")? == 2 && magic == [0x1f, 0x8b];
-        Ok(if gzip {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 17, raw)))
-        } else {
-            Box::new(raw)
-        })
+    /// A tar that somebody else has vouched for.
+    pub fn sealed(name: String, file: File) -> Result<BaseTar> {
+        let size_bytes = file.metadata()?.len();
+        Ok(BaseTar { name, file, size_bytes, by_hand: true, digest: None, unpacked_bytes: None })
+    }
+
+    /// The tar's bytes, from the start; what is compressed (gzip, zstd, xz) is told by its first bytes.
+    pub fn reader(&self) -> Result<Box<dyn Read>> {
+        let file = self.file.try_clone().context("opening the cache file once more")?;
+        compressed::plain(Box::new(ReadAt { file, at: 0 }))
     }
 
     /// Bytes that the tree needs at least.
@@ -51,7 +50,8 @@ impl BaseTar {
     /// Compares the file with its manifest; a file without one cannot be judged.
     pub fn verify(&self) -> Result<()> {
         let Some(expected) = &self.digest else { return Ok(()) };
-        let found = digest_of(&mut ReadAt { file: &self.file, at: 0 })?;
+        let file = self.file.try_clone().context("opening the cache file once more")?;
+        let found = digest_of(&mut ReadAt { file, at: 0 })?;
         if found == *expected {
             return Ok(());
         }
@@ -67,12 +67,12 @@ impl BaseTar {
 }
 
 /// Reads a shared file without moving its position.
-struct ReadAt<'a> {
-    file: &'a File,
+struct ReadAt {
+    file: File,
     at: u64,
 }
 
-impl Read for ReadAt<'_> {
+impl Read for ReadAt {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.file.read_at(buffer, self.at)?;
         self.at += count as u64;

@@ -32,6 +32,13 @@ pub fn has_boot_code(disk: &File) -> Result<bool> {
     Ok(code.iter().any(|byte| *byte != 0))
 }
 
+/// A first sector with its table, and nothing that firmware would start.
+pub fn without_code(sector: &[u8; SECTOR]) -> [u8; SECTOR] {
+    let mut silent = *sector;
+    silent[..CODE_BYTES].fill(0);
+    silent
+}
+
 /// Embeds core.img, then boot.img: until the last sector is written firmware finds nothing.
 pub fn embed(disk: &File, layout: &Layout, boot: &[u8], core: &[u8]) -> Result<()> {
     let (start_sector, room) = room(layout).context("finding room for GRUB")?;

@@ -10,6 +10,7 @@ mod grow;
 mod held_back;
 pub mod layout;
 mod loop_device;
+mod renew;
 mod table;
 mod udev;
 pub mod used;
@@ -23,6 +24,7 @@ pub use format::{Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_
 pub use grow::{Growth, grow_table};
 pub use held_back::HeldBack;
 pub use loop_device::LoopDevice;
+pub use renew::Renewal;
 pub use table::{table_is_there, write_table};
 pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root};
 

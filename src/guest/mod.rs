@@ -10,6 +10,7 @@ pub mod identity;
 mod mount;
 mod names;
 pub mod network;
+pub mod references;
 mod resolver;
 pub mod swap;
 mod thaw;
@@ -32,7 +33,7 @@ pub use timezone::Zone;
 
 use crate::request::InstanceName;
 
-/// Everything that makes a tree this instance's guest. Decided by the plan; written by [`personalise`].
+/// Everything that makes a tree this instance's guest. Decided by the plan; written by [`personalise()`].
 #[derive(Debug, Clone)]
 pub struct Personality {
     pub name: InstanceName,
@@ -58,16 +59,20 @@ pub struct Volumes {
     pub esp: Option<String>,
 }
 
-/// Makes the tree this guest's: names, fstab, resolver, network, console, access, timezone, an identity of its own.
+/// Makes a new tree this guest's: fstab and loader for its disk, and all that [`settle()`] does.
 pub fn personalise(root: &RootDir, personality: &Personality, volumes: &Volumes) -> Result<()> {
-    let Personality { name, filesystem, resolver, console, style, boots, network, access, timezone } =
-        personality;
     root.create_dir_all("etc", 0o755)?;
-    names::write(root, name)?;
-    fstab::write(root, *filesystem, volumes)?;
-    if *boots {
-        boot::personalise(root, *style, volumes.root, console.as_ref())?;
+    fstab::write(root, personality.filesystem, volumes)?;
+    if personality.boots {
+        boot::personalise(root, personality.style, volumes.root, personality.console.as_ref())?;
     }
+    settle(root, personality)
+}
+
+/// Makes a tree this guest's: names, resolver, network, console, access, timezone, an identity of its own.
+pub fn settle(root: &RootDir, personality: &Personality) -> Result<()> {
+    let Personality { name, resolver, console, network, access, timezone, .. } = personality;
+    names::write(root, name)?;
     resolver.write(root)?;
     network.write(root, resolver)?;
     if let Some(console) = console {

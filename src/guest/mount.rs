@@ -8,21 +8,25 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use uuid::Uuid;
 
 use crate::disk::Filesystem;
 use crate::disk::foreign::Volume;
 use crate::report::{self, Hint, WithHint};
 use crate::rootdir::RootDir;
 use crate::tool::Tool;
-use crate::{PROGRAM, sys};
+use crate::{PROGRAM, signals, sys};
 
 /// How long a busy mount is waited for.
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a run that has a copy of the same btrfs mounted gets to finish.
+const NAMESAKE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// No program, device or suid bit counts.
 const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
-/// Whose files a new filesystem is to hold.
+/// Whose files a filesystem holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tree {
     /// This node's: its programs are run. With more options for the mount.
@@ -83,13 +87,14 @@ impl Workspace {
         Root::of(target)
     }
 
-    /// Mounts a filesystem that a guest wrote as `name` in the workspace: no program, device or suid bit of it counts,
-    /// and damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
-    pub fn mount_foreign(&self, device: &Path, volume: Volume, name: &str) -> Result<Root> {
+    /// Mounts a filesystem that was found on a disk as `name` in the workspace. Damage makes it read-only, whatever it
+    /// says itself (ext4 could ask for a panic).
+    pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, tree: Tree) -> Result<Root> {
         let filesystem = volume.filesystem;
         if filesystem == Filesystem::Btrfs {
-            refuse_namesake(volume)?;
+            await_namesake(volume)?;
         }
+        let flags = if tree == Tree::Strangers { INERT } else { MsFlags::empty() };
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -98,7 +103,7 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        self.mount_as(device, filesystem, driver, name, INERT, options)
+        self.mount_as(device, filesystem, driver, name, flags, options)
             .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
     }
 
@@ -126,13 +131,19 @@ impl Workspace {
 }
 
 /// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another
-/// path to that.
-fn refuse_namesake(volume: Volume) -> Result<()> {
-    for uuid in [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten() {
-        if Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists() {
+/// path to that. A copy that another run has mounted is waited for.
+fn await_namesake(volume: Volume) -> Result<()> {
+    let start = Instant::now();
+    let is_mounted = |uuid: &Uuid| Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists();
+    while let Some(uuid) =
+        [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten().find(|uuid| is_mounted(uuid))
+    {
+        signals::check()?;
+        if start.elapsed() > NAMESAKE_PATIENCE {
             return Err(anyhow!("this node has a btrfs filesystem with the UUID {uuid} mounted already"))
-                .hint("wait until the other one, a copy of it perhaps, is unmounted");
+                .hint("unmount the other one, a copy of it perhaps");
         }
+        std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
-use super::table::{KEYS, Kind, split};
+use super::syntax::split;
+use super::table::{KEYS, Kind};
 use super::{Judgement, Layers, Origin, Settings, published, with_files};
 use crate::guest::access::parse_keys;
 use crate::report;

@@ -10,7 +10,7 @@ const BUFFER_BYTES: usize = 128 * 1024;
 
 /// The largest window, as a power of two: 32 MiB. zstd goes up to that without `--ultra` or
 /// `--long`, xz up to its preset 8.
-const WINDOW_LOG_MAX: u32 = 25;
+pub(super) const WINDOW_LOG_MAX: u32 = 25;
 
 const WINDOW_BYTES_MAX: u64 = 1 << WINDOW_LOG_MAX;
 

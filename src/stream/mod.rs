@@ -5,6 +5,7 @@ pub mod compressed;
 pub mod dump;
 pub mod image;
 mod outlet;
+pub mod qcow2;
 
 use std::io::Read;
 

@@ -3,18 +3,19 @@
 use anyhow::{Context as _, Result};
 
 use super::base::{self, Freshness};
+use super::source::{self, Opened};
 use super::unpack::unpack;
 use super::work::Work;
-use super::{Outcome, answer, warn};
+use super::{Outcome, adopted, answer, golden, warn};
 use crate::cache::BaseTar;
-use crate::disk::layout::Purpose;
-use crate::disk::{self, Disk, LoopDevice};
-use crate::guest::{self, HookResolver, Tree, Workspace};
+use crate::disk::{self, Disk, LoopDevice, foreign};
+use crate::guest::{self, HookResolver, Resolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
-use crate::plan::{DiskFacts, Plan, SwapPlan, disk_path};
+use crate::plan::{DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan, disk_path};
 use crate::report::{self, size};
 use crate::request::{Context, Instance};
-use crate::settings::Settings;
+use crate::rootdir::RootDir;
+use crate::settings::{Settings, Source};
 use crate::tool;
 
 /// Installs an instance on its first disk.
@@ -23,15 +24,47 @@ pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<O
     let address = &instance.disks.first().context("an instance without disks")?.address;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
-        let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium, purpose: Purpose::System };
-        let plan = Plan::new(context, instance, &settings, facts)?;
-        preconditions(&plan)?;
-        answer(&plan.to_string())?;
-        return Ok(Outcome::Done);
+        return show(context, instance, &settings, DiskFacts::of_system(disk.size_bytes, disk.medium));
     }
     let workspace = Workspace::enter()?;
     on_disk(context, instance, &settings, &disk, &workspace)?;
     Ok(Outcome::Done)
+}
+
+/// The dry run: what a create would do, or why it would not.
+pub fn show(
+    context: &Context,
+    instance: &Instance,
+    settings: &Settings,
+    facts: DiskFacts,
+) -> Result<Outcome> {
+    let text = match &settings.source {
+        Source::Empty => {
+            format!("instance    {}\nsource      empty: the disk is wiped, and that is all\n", instance.name)
+        }
+        Source::Bootstrap => tree_plan(context, instance, settings, facts, None)?.to_string(),
+        Source::File(sealed) => match source::open(sealed)? {
+            Opened::Tree(tree) => {
+                tree_plan(context, instance, settings, facts, Some(&tree.name))?.to_string()
+            }
+            Opened::Image(image) => ImagePlan::new(instance, settings, facts, &image.name)?.to_string(),
+        },
+    };
+    answer(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn tree_plan(
+    context: &Context,
+    instance: &Instance,
+    settings: &Settings,
+    facts: DiskFacts,
+    file: Option<&str>,
+) -> Result<Plan> {
+    let mut plan = Plan::new(context, instance, settings, facts)?;
+    plan.source = file.map(str::to_owned);
+    preconditions(&plan)?;
+    Ok(plan)
 }
 
 /// The whole way of a create, on a disk that is ours.
@@ -43,20 +76,26 @@ pub fn on_disk(
     workspace: &Workspace,
 ) -> Result<()> {
     let start = std::time::Instant::now();
-    let facts = DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium, purpose: Purpose::System };
-    let plan = Plan::new(context, instance, settings, facts)?;
-    introduce(&plan, settings);
-    let swap = preconditions(&plan)?;
-    let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
-    base::refuse_misfit(&base, plan.layout.root_extent().1)?;
-    report::step("checking the cache file", || base.verify())?;
-
-    let mut work = Work::new(disk, &plan, swap);
-    if let Err(error) = install(&mut work, context, instance, settings, &base, workspace) {
-        return Err(work.abandon(error).context(format!("installing {}", instance.name)));
+    let guest = Guest { context, instance, settings };
+    introduce(&guest, disk);
+    match &settings.source {
+        Source::Bootstrap => guest.install_tree(disk, workspace, None)?,
+        Source::Empty => empty(disk)?,
+        Source::File(sealed) => match source::open(sealed)? {
+            Opened::Tree(tree) => guest.install_tree(disk, workspace, Some(tree))?,
+            Opened::Image(image) => golden::install(&guest, disk, workspace, &image)?,
+        },
     }
     report::line(&format!("{:8.2} s  {} is installed", start.elapsed().as_secs_f64(), instance.name));
     Ok(())
+}
+
+/// Whose disk is made, and how its admin wants it.
+#[derive(Clone, Copy)]
+pub struct Guest<'a> {
+    pub context: &'a Context,
+    pub instance: &'a Instance,
+    pub settings: &'a Settings,
 }
 
 /// All that can be known to be missing is asked for before anything is destroyed. Returns the device for swap,
@@ -76,69 +115,112 @@ pub fn preconditions(plan: &Plan) -> Result<Option<Disk>> {
     }
 }
 
-fn introduce(plan: &Plan, settings: &Settings) {
+fn introduce(guest: &Guest<'_>, disk: &Disk) {
+    let settings = guest.settings;
     let layers = &settings.layers;
+    let what = match &settings.source {
+        Source::Bootstrap => format!(
+            "{} {}, {} on {}",
+            settings.suite, settings.arch, settings.filesystem, settings.partition_style
+        ),
+        Source::Empty => "empty".into(),
+        Source::File(file) => format!("from {}", file.path.display()),
+    };
     report::line(&format!(
-        "{} {}: {} on {} ({}), {} {}, {} on {}",
+        "{} {}: {} on {} ({}), {what}",
         crate::PROGRAM,
         crate::VERSION,
-        plan.personality.name,
-        plan.disk_path.display(),
-        size(plan.disk.size_bytes),
-        plan.base.recipe.suite,
-        plan.base.recipe.arch,
-        plan.filesystem,
-        plan.layout.style
+        guest.instance.name,
+        disk.path.display(),
+        size(disk.size_bytes),
     ));
     report::line(&format!("{:>10}  defaults = \"{}\": {}", "settings", layers.era, layers.era_reason));
     warn(settings);
-    for warning in &plan.personality.network.warnings {
-        report::warning(warning);
-    }
 }
 
-/// From a blank disk to an installed one.
-fn install(
-    work: &mut Work<'_>,
-    context: &Context,
-    instance: &Instance,
-    settings: &Settings,
-    base: &BaseTar,
-    workspace: &Workspace,
-) -> Result<()> {
-    let plan = work.plan;
-    work.format(workspace, Tree::Ours { options: "" })?;
-    report::long_step("unpacking", || unpack(base, work.root()?))?;
-    work.prepare_loader(None)?;
-    work.make_swap()?;
-    report::step("personalising", || {
-        let personality = guest::Personality { boots: work.boots(), ..plan.personality.clone() };
-        guest::personalise(work.root()?.dir()?, &personality, &work.volumes)
-    })?;
-    work.complete()?;
-    if hooks::any(&plan.hooks)? {
-        work.show_to_udev()?;
-    }
-    run_hooks(work, context, instance, settings, workspace)?;
-    work.finish()
+/// Nothing but a wiped disk, for a guest that is installed otherwise.
+fn empty(disk: &Disk) -> Result<()> {
+    report::step("wiping the disk", || {
+        // What an earlier table names would be found again by the next one that has a partition there.
+        let parts = foreign::survey(disk).map(|(_, parts)| parts).unwrap_or_default();
+        for part in parts {
+            disk::wipe_root(disk, part.start_bytes, part.size_bytes)?;
+        }
+        disk::wipe_ends(disk)
+    })
 }
 
-fn run_hooks(
-    work: &Work<'_>,
-    context: &Context,
-    instance: &Instance,
-    settings: &Settings,
-    workspace: &Workspace,
-) -> Result<()> {
-    let (plan, root) = (work.plan, work.root()?);
-    let lent = HookResolver::lend(root.dir()?, &plan.personality.resolver)?;
-    let stage = Stage {
-        target: root.path(),
-        disk: &work.device()?.path(),
-        root_device: work.root_device()?,
-        workspace: workspace.path(),
-    };
-    hooks::run(&plan.hooks, context, instance, settings, &stage)?;
-    lent.take_back(root.dir()?)?;
-    work.disk.refuse_changed()
+impl Guest<'_> {
+    /// A disk as the settings want it, with a tree: that of the recipe, or the one in a file.
+    fn install_tree(&self, disk: &Disk, workspace: &Workspace, file: Option<BaseTar>) -> Result<()> {
+        let facts = DiskFacts::of_system(disk.size_bytes, disk.medium);
+        let plan = Plan::new(self.context, self.instance, self.settings, facts)?;
+        for warning in &plan.personality.network.warnings {
+            report::warning(warning);
+        }
+        let swap = preconditions(&plan)?;
+        let sealed = file.is_some();
+        let base = match file {
+            Some(tree) => tree,
+            None => base::ready(&plan.base, workspace, Freshness::Cached)?,
+        };
+        base::refuse_misfit(&base, plan.layout.root_extent().1)?;
+        if !sealed {
+            report::step("checking the cache file", || base.verify())?;
+        }
+        let mut work = Work::new(disk, &plan, swap);
+        if let Err(error) = self.install(&mut work, &base, sealed, workspace) {
+            return Err(work.abandon(error).context(format!("installing {}", self.instance.name)));
+        }
+        Ok(())
+    }
+
+    /// From a blank disk to an installed one.
+    fn install(
+        &self,
+        work: &mut Work<'_>,
+        base: &BaseTar,
+        sealed: bool,
+        workspace: &Workspace,
+    ) -> Result<()> {
+        let plan = work.plan;
+        work.format(workspace, Tree::Ours { options: "" })?;
+        report::long_step("unpacking", || unpack(base, work.root()?))?;
+        match sealed {
+            true => adopted::prepare_own(work, workspace)?,
+            false => work.prepare_loader(None)?,
+        }
+        work.make_swap()?;
+        report::step("personalising", || {
+            let personality = guest::Personality { boots: work.boots(), ..plan.personality.clone() };
+            guest::personalise(work.root()?.dir()?, &personality, &work.volumes)
+        })?;
+        work.complete()?;
+        if hooks::any(&plan.hooks)? {
+            work.show_to_udev()?;
+        }
+        let (root, device) = (work.root()?, work.device()?.path());
+        let stage = Stage {
+            target: root.path(),
+            disk: &device,
+            root_device: work.root_device()?,
+            workspace: workspace.path(),
+        };
+        self.run_hooks(&plan.hooks, &plan.personality.resolver, root.dir()?, &stage)?;
+        work.disk.refuse_changed()?;
+        work.finish()
+    }
+
+    /// Runs the hooks in a tree that has a resolver while they run.
+    pub fn run_hooks(
+        &self,
+        plan: &HookPlan,
+        resolver: &Resolver,
+        tree: &RootDir,
+        stage: &Stage<'_>,
+    ) -> Result<()> {
+        let lent = HookResolver::lend(tree, resolver)?;
+        hooks::run(plan, self.context, self.instance, self.settings, stage)?;
+        lent.take_back(tree)
+    }
 }

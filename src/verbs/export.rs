@@ -74,7 +74,7 @@ fn manifest(
         let uuid = match &part.content {
             Content::Filesystem(volume) => Some(volume.uuid),
             Content::Swap(uuid) => Some(*uuid),
-            Content::Other(_) | Content::Unknown => None,
+            Content::Fat(_) | Content::Other(_) | Content::Unknown => None,
         };
         Some(PartitionFacts {
             number: part.number?,

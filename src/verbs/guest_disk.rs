@@ -1,11 +1,13 @@
 //! The root of a guest on a disk that the guest wrote: found by what is on the disk, not by settings, and mounted so that
 //! nothing of it reaches the node.
 
-use anyhow::{Result, anyhow};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::disk::foreign::{self, Content, Part, TableKind, Volume};
 use crate::disk::{Disk, LoopDevice};
-use crate::guest::{Root, Workspace};
+use crate::guest::{Root, Tree, Workspace};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 
@@ -19,20 +21,45 @@ const SUBVOLUMES: [&str; 2] = ["@rootfs", "@"];
 pub struct GuestRoot {
     // Dropped in this order.
     tree: RootDir,
+    /// Where it is, seen from the top of the filesystem.
+    subvolume: &'static str,
     root: Root,
     device: LoopDevice,
     pub table: Option<TableKind>,
     pub part: Part,
 }
 
+/// What came of looking for one.
+pub enum Sought {
+    Found(Box<GuestRoot>),
+    /// What is there instead.
+    Nothing(String),
+}
+
 impl GuestRoot {
-    /// Finds the filesystem that has an /etc, and mounts it. The disk is written to only by that filesystem's own
-    /// driver. An error says what was found instead.
+    /// Finds the root on a disk that a guest wrote. An error says what was found instead.
     pub fn find(disk: &Disk, workspace: &Workspace) -> Result<GuestRoot> {
-        let (table, parts) = foreign::survey(disk)?;
+        let survey = foreign::survey(disk)?;
+        match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
+            Sought::Found(root) => Ok(*root),
+            Sought::Nothing(found) => {
+                Err(anyhow!("no guest's root was found on {}: it holds {found}", disk.path.display()))
+                    .hint("the guest stays as it is; what it is called is changed inside it, by hand")
+            }
+        }
+    }
+
+    /// Finds the filesystem that has an /etc, and mounts it. The disk is written to only by that filesystem's own
+    /// driver.
+    pub fn seek(
+        disk: &Disk,
+        workspace: &Workspace,
+        (table, parts): (Option<TableKind>, Vec<Part>),
+        whose: Tree,
+    ) -> Result<Sought> {
         let mut found = Vec::new();
         let mut tried = 0;
-        for part in parts {
+        for part in &parts {
             let Content::Filesystem(volume) = part.content else {
                 found.push(part.to_string());
                 continue;
@@ -42,28 +69,47 @@ impl GuestRoot {
                 found.push("and more".into());
                 break;
             }
-            match mount(disk, workspace, &part, volume) {
-                Ok((root, device)) => match tree_of(&root)? {
-                    Some(tree) => return Ok(GuestRoot { tree, root, device, table, part }),
-                    None => {
-                        found.push(format!("{part} without /etc"));
-                        let mut root = root;
-                        root.finish()?;
-                        device.finish()?;
-                    }
-                },
-                // Nothing else can be the root then: partition 1 is damaged, and a data disk would be taken for it.
-                Err(error) => return Err(error.context(format!("reading {part}"))),
+            // Nothing else can be the root where this fails: partition 1 is damaged, and a data disk would be taken for it.
+            let (mut root, device) = mount(disk, workspace, &parts, part, volume, whose)
+                .with_context(|| format!("reading {part}"))?;
+            match tree_of(&root)? {
+                Some((tree, subvolume)) => {
+                    let part = part.clone();
+                    let root = GuestRoot { tree, subvolume, root, device, table, part };
+                    return Ok(Sought::Found(Box::new(root)));
+                }
+                None => {
+                    found.push(format!("{part} without /etc"));
+                    root.finish()?;
+                    device.finish()?;
+                }
             }
         }
-        let found = if found.is_empty() { "a table without partitions".into() } else { found.join(", ") };
-        Err(anyhow!("no guest's root was found on {}: it holds {found}", disk.path.display()))
-            .hint("the guest stays as it is; what it is called is changed inside it, by hand")
+        let nothing = || "a table without partitions".to_owned();
+        Ok(Sought::Nothing(if found.is_empty() { nothing() } else { found.join(", ") }))
     }
 
     /// The tree.
     pub fn tree(&self) -> &RootDir {
         &self.tree
+    }
+
+    /// Where the tree is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.root.path().join(self.subvolume)
+    }
+
+    /// The attached device: of a disk of ours all of it, with its partitions as nodes; else the part alone.
+    pub fn device(&self) -> &LoopDevice {
+        &self.device
+    }
+
+    /// The device of the filesystem.
+    pub fn root_device(&self) -> PathBuf {
+        match self.part.number {
+            Some(number) if self.device.has_partition(number) => self.device.partition_path(number),
+            _ => self.device.path(),
+        }
     }
 
     /// Writes everything out, unmounts, and waits until the kernel has let go of the disk.
@@ -77,23 +123,42 @@ impl GuestRoot {
     }
 }
 
-fn mount(disk: &Disk, workspace: &Workspace, part: &Part, volume: Volume) -> Result<(Root, LoopDevice)> {
-    let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
-    let root = workspace.mount_foreign(&device.path(), volume, "guest")?;
+/// A stranger's disk is attached part by part; of one of ours the kernel may see the partitions.
+fn mount(
+    disk: &Disk,
+    workspace: &Workspace,
+    parts: &[Part],
+    part: &Part,
+    volume: Volume,
+    whose: Tree,
+) -> Result<(Root, LoopDevice)> {
+    if whose == Tree::Strangers {
+        let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
+        let root = workspace.mount_found(&device.path(), volume, "guest", whose)?;
+        return Ok((root, device));
+    }
+    let mut device = LoopDevice::attach(disk)?;
+    for part in parts {
+        if let Some(number) = part.number {
+            device.add_partition(number, part.start_bytes, part.size_bytes)?;
+        }
+    }
+    let node = part.number.map_or_else(|| device.path(), |number| device.partition_path(number));
+    let root = workspace.mount_found(&node, volume, "target", whose)?;
     Ok((root, device))
 }
 
-/// The tree that has an /etc: the top, or the subvolume that installers make.
-fn tree_of(root: &Root) -> Result<Option<RootDir>> {
+/// The tree that has an /etc: the top, or the subvolume that installers make; and its path.
+fn tree_of(root: &Root) -> Result<Option<(RootDir, &'static str)>> {
     let top = root.dir()?;
     let has_etc = |tree: &RootDir| tree.is_dir("etc").unwrap_or(false);
     if has_etc(top) {
-        return RootDir::open(root.path()).map(Some);
+        return Ok(Some((RootDir::open(root.path())?, "")));
     }
     for name in SUBVOLUMES {
         if let Some(tree) = top.below(name)?.filter(has_etc) {
             report::detail(&format!("the root is the subvolume {name}"));
-            return Ok(Some(tree));
+            return Ok(Some((tree, name)));
         }
     }
     Ok(None)

@@ -7,13 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Outcome, answer, create};
+use super::{Outcome, create};
 use crate::cli::{Format, ImageArgs};
-use crate::disk::layout::Purpose;
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
 use crate::nameless::{give_name, nameless};
-use crate::plan::{DiskFacts, Plan};
+use crate::plan::DiskFacts;
 use crate::report::{self, WithHint};
 use crate::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use crate::settings::Settings;
@@ -43,11 +42,8 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     let instance = &*instance;
     let settings = Settings::load(&request.context, "create")?;
     if args.dry_run {
-        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File, purpose: Purpose::System };
-        let plan = Plan::new(&request.context, instance, &settings, facts)?;
-        create::preconditions(&plan)?;
-        answer(&plan.to_string())?;
-        return Ok(Outcome::Done);
+        let facts = DiskFacts::of_system(args.size, Medium::File);
+        return create::show(&request.context, instance, &settings, facts);
     }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;

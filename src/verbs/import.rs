@@ -5,21 +5,21 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
-use super::base::{self, Freshness};
+use super::restore_disk::{Restoring, Sector};
 use super::unpack::full_or;
 use super::work::Work;
-use super::{Outcome, answer, create, restore_disk, warn};
+use super::{Outcome, adopted, answer, create, new_identity, warn};
 use crate::disk::Disk;
 use crate::disk::layout::Purpose;
 use crate::guest::network::Mode;
 use crate::guest::{Root, Thawed, Tree, Workspace, boot, fstab};
 use crate::plan::{DiskFacts, Plan, disk_path};
-use crate::report::{self, Hint, WithHint, size};
-use crate::request::{Context, DiskAddress, Instance};
+use crate::report::{self, Hint, size};
+use crate::request::{Context, DiskAddress, Instance, InstanceName};
 use crate::rootdir::RootDir;
-use crate::settings::{BootWish, Settings, SwapWish};
+use crate::settings::{BootWish, Identity, Settings, SwapWish};
 use crate::stream::dump::Stats;
 use crate::stream::{self, Source};
 use crate::{signals, tree};
@@ -56,14 +56,21 @@ pub fn import(
     let stdin = signals::Interruptible(std::fs::File::from(stdin));
     let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;
+    let new_identity = settings.import_identity == Identity::New;
+    let mut fitting = |sector: &mut Sector| match new_identity {
+        true => new_identity::renew(&disk, &workspace, sector, &instance.name, instance.disks.len() > 1),
+        false => Ok(()),
+    };
+    let restoring =
+        Restoring { disk: &disk, workspace: &workspace, keep_failed: false, fitting: &mut fitting };
     let make_disk = |backup| -> Result<()> {
         let plan = plan(context, instance, settings, &disk, index)?;
         create::preconditions(&plan)?;
-        make_disk(&disk, &plan, index, &workspace, backup)
+        make_disk(&disk, &plan, index, &workspace, backup, new_identity.then_some(&instance.name))
     };
     match source {
-        Source::Image(mut source) => restore_disk::from_archive(&disk, &workspace, &mut source),
-        Source::Raw(mut source, first) => restore_disk::from_raw(&disk, &workspace, &mut source, &first),
+        Source::Image(mut source) => restoring.archive(&mut source),
+        Source::Raw(mut source, first) => restoring.raw(&mut source, &first),
         Source::Dump(source) => make_disk(Backup::Dump(source)),
         Source::Tree(source) => make_disk(Backup::Tar(source)),
     }
@@ -105,41 +112,25 @@ fn plan(
     Ok(plan)
 }
 
-/// GRUB of a tree that this node made, where the disk is to start by itself: none of the guest's programs makes one.
-fn loader_pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
-    let Some(wanted) = plan.boot else { return Ok(None) };
-    let pieces = || -> Result<Root> {
-        let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
-        let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
-        report::step("taking GRUB from the cached tree", || {
-            tree::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
-        })?;
-        Ok(pieces)
-    };
-    match pieces() {
-        Ok(pieces) => Ok(Some(pieces)),
-        Err(error) => {
-            signals::check()?;
-            if wanted.asked_for {
-                return Err(error.context("preparing the loader"));
-            }
-            report::warning(&format!("nothing will start this disk by itself: {}", report::sentence(&error)));
-            Ok(None)
-        }
-    }
-}
-
 /// A stream that is a tree and no disk.
 enum Backup {
     Dump(Box<dyn Read>),
     Tar(Box<dyn Read>),
 }
 
-/// A disk as for a new instance, with the tree of the stream.
-fn make_disk(disk: &Disk, plan: &Plan, index: usize, workspace: &Workspace, source: Backup) -> Result<()> {
-    let pieces = loader_pieces(plan, workspace)?;
+/// A disk as for a new instance, with the tree of the stream; as another guest called `twin` than the one that was backed up,
+/// if that is so.
+fn make_disk(
+    disk: &Disk,
+    plan: &Plan,
+    index: usize,
+    workspace: &Workspace,
+    source: Backup,
+    twin: Option<&InstanceName>,
+) -> Result<()> {
+    let pieces = adopted::pieces(plan, workspace)?;
     let mut work = Work::new(disk, plan, None);
-    let restored = restore(&mut work, source, pieces.as_ref(), index, workspace);
+    let restored = restore(&mut work, source, pieces.as_ref(), index, workspace, twin);
     restored.map_err(|error| work.abandon(signals::check().err().unwrap_or(error)))
 }
 
@@ -150,6 +141,7 @@ fn restore(
     pieces: Option<&Root>,
     index: usize,
     workspace: &Workspace,
+    twin: Option<&InstanceName>,
 ) -> Result<()> {
     work.format(workspace, Tree::Strangers)?;
     let root = work.root()?;
@@ -169,6 +161,10 @@ fn restore(
     })?;
     if index == 0 {
         adapt(work, pieces)?;
+        let root = RootDir::open(work.root()?.path())?;
+        if let Some(name) = twin.filter(|_| root.is_dir("etc").unwrap_or(false)) {
+            new_identity::renew_tree(&root, name)?;
+        }
     }
     work.complete()?;
     work.finish()
@@ -181,21 +177,9 @@ fn adapt(work: &mut Work<'_>, pieces: Option<&Root>) -> Result<()> {
         report::warning("the backup holds no system, there is no /etc: it stays as it is");
         return Ok(());
     }
-    let (plan, uuid) = (work.plan, work.volumes.root);
+    let plan = work.plan;
     let thawed = Thawed::thaw(&dir, ["etc", fstab::PATH].into_iter().chain(boot::changed_paths()))?;
-    boot::repair(&dir, uuid)?;
-    if let Some(pieces) = pieces {
-        let pieces = pieces.dir()?;
-        let console = plan.personality.console.as_ref();
-        if boot::adopt(&dir, pieces, plan.layout.style, uuid, console)? {
-            work.prepare_loader(Some(pieces))?;
-        } else if plan.boot.is_some_and(|boot| boot.asked_for) {
-            return Err(anyhow!("a loader is wanted, but the backup has no kernel in /boot"))
-                .hint("set boot = \"no\", and let the hypervisor start its own kernel");
-        } else {
-            report::warning("nothing will start this disk by itself: the backup has no kernel in /boot");
-        }
-    }
+    adopted::prepare(work, &dir, pieces, "the backup")?;
     work.make_swap()?;
     fstab::repair(&dir, plan.filesystem, &work.volumes)?;
     thawed.freeze(&dir)

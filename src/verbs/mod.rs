@@ -1,16 +1,20 @@
 //! The verbs: each reads as a story and composes the other rooms.
 
+mod adopted;
 mod base;
 mod cache;
 mod config;
 mod create;
 mod export;
+mod golden;
 mod guest_disk;
 mod image;
 mod import;
 mod loader;
+mod new_identity;
 mod rename;
 mod restore_disk;
+mod source;
 mod unpack;
 mod verify;
 mod work;

@@ -7,81 +7,180 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::disk::foreign::{self, Content, Part, WithSector, partitions};
-use crate::disk::{Disk, Filesystem, Growth, HeldBack, LoopDevice, grow_table};
-use crate::guest::Workspace;
+use crate::disk::foreign::{self, Content, Part, ReadAt, TableKind, WithSector, partitions};
+use crate::disk::{Disk, Filesystem, Growth, HeldBack, LoopDevice, SECTOR_BYTES, grow_table};
+use crate::guest::{Tree, Workspace};
 use crate::report::{self, WithHint, size};
 use crate::signals;
 use crate::stream::image::Image;
+use crate::stream::qcow2::{Piece, Qcow2};
 use crate::tool::{Tool, ToolError};
+
+/// The first sector of a disk.
+pub type Sector = [u8; SECTOR_BYTES as usize];
 
 /// One piece of a raw disk, and the unit in which zeros are not written.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Restores an archive of ours.
-pub fn from_archive(disk: &Disk, workspace: &Workspace, source: &mut dyn Read) -> Result<()> {
-    let mut image = Image::open(source, &signals::check)?;
-    let facts = &image.manifest.disk;
-    refuse_smaller(disk, facts.size_bytes)?;
-    let parts = image.manifest.partitions.iter().map(|part| (part.start_bytes, part.size_bytes)).collect();
-    report::line(&format!(
-        "{:>10}  a disk of {}, {} in use, layout {}, written by {}",
-        "backup",
-        size(facts.size_bytes),
-        size(facts.used_bytes),
-        report::ascii(facts.layout.as_bytes()),
-        report::ascii(image.manifest.program.as_bytes())
-    ));
-    let (size_bytes, zero) = (facts.size_bytes, facts.zero.clone());
-    let mut held = HeldBack::begin(disk, size_bytes, parts)?;
-    let restored = report::long_step("restoring the disk", || {
-        for (start, length) in zero {
-            signals::check()?;
-            held.zero(start, length)?;
-        }
-        image.data(|offset, bytes| held.write(offset, bytes))?;
-        image.finish()
-    });
-    complete(disk, workspace, held, size_bytes, restored)
+/// A disk that is about to be restored.
+pub struct Restoring<'a> {
+    pub disk: &'a Disk,
+    pub workspace: &'a Workspace,
+    /// Whether the disk of a restoration that failed stays as it is, to look at.
+    pub keep_failed: bool,
+    /// What is done to the restored disk before its first sector, which this is given, is written.
+    pub fitting: &'a mut dyn FnMut(&mut Sector) -> Result<()>,
 }
 
-/// Restores a raw image of a disk: as long as the stream is, which no digest vouches for.
-pub fn from_raw(disk: &Disk, workspace: &Workspace, source: &mut dyn Read, first: &[u8]) -> Result<()> {
-    // Its length is not known yet; what its table says is enough to know what to hold back.
-    let table = partitions::read(first, disk.size_bytes.max(first.len() as u64)).ok().flatten();
+impl Restoring<'_> {
+    /// Restores an archive of ours.
+    pub fn archive(self, source: &mut dyn Read) -> Result<()> {
+        let mut image = Image::open(source, &signals::check)?;
+        let facts = &image.manifest.disk;
+        self.refuse_smaller(facts.size_bytes)?;
+        let parts =
+            image.manifest.partitions.iter().map(|part| (part.start_bytes, part.size_bytes)).collect();
+        report::line(&format!(
+            "{:>10}  a disk of {}, {} in use, layout {}, written by {}",
+            "backup",
+            size(facts.size_bytes),
+            size(facts.used_bytes),
+            report::ascii(facts.layout.as_bytes()),
+            report::ascii(image.manifest.program.as_bytes())
+        ));
+        let (size_bytes, zero) = (facts.size_bytes, facts.zero.clone());
+        let mut held = HeldBack::begin(self.disk, size_bytes, parts)?;
+        let restored = report::long_step("restoring the disk", || {
+            for (start, length) in zero {
+                signals::check()?;
+                held.zero(start, length)?;
+            }
+            image.data(|offset, bytes| held.write(offset, bytes))?;
+            image.finish()
+        });
+        self.complete(held, size_bytes, restored)
+    }
+
+    /// Restores a raw image of a disk: as long as the stream is, which no digest vouches for.
+    pub fn raw(self, source: &mut dyn Read, first: &[u8]) -> Result<()> {
+        // Its length is not known yet; what its table says is enough to know what to hold back.
+        let disk_bytes = self.disk.size_bytes;
+        let parts = partitions_of(first, disk_bytes.max(first.len() as u64));
+        let mut held = HeldBack::begin(self.disk, disk_bytes, parts.clone())?;
+        let mut length = 0;
+        let restored = report::long_step("restoring the disk", || {
+            let mut piece = vec![0; PIECE_BYTES];
+            loop {
+                signals::check()?;
+                let count = fill(source, &mut piece)?;
+                if count == 0 {
+                    break;
+                }
+                if length + count as u64 > disk_bytes {
+                    return Err(anyhow!("the image is larger than the disk, which has {}", size(disk_bytes)))
+                        .hint("give the instance a disk of at least the image's size");
+                }
+                match piece[..count].iter().all(|byte| *byte == 0) {
+                    true => held.zero(length, count as u64)?,
+                    false => held.write(length, &piece[..count])?,
+                }
+                length += count as u64;
+            }
+            let end = parts.iter().map(|(start, length)| start + length).max().unwrap_or(0);
+            match length < end {
+                true => Err(anyhow!("the image ends at byte {length}, its last partition at {end}"))
+                    .hint("the image was cut short; export it again"),
+                false => Ok(()),
+            }
+        });
+        self.complete(held, length, restored)
+    }
+
+    /// Restores a disk from a qcow2 image.
+    pub fn qcow2(self, image: &Qcow2) -> Result<()> {
+        let size_bytes = image.size_bytes();
+        self.refuse_smaller(size_bytes)?;
+        let mut held = HeldBack::begin(self.disk, size_bytes, partitions_of(image, size_bytes))?;
+        let restored = report::long_step("writing the image", || {
+            image.pieces(|offset, piece| {
+                signals::check()?;
+                match piece {
+                    Piece::Data(bytes) => held.write(offset, bytes),
+                    Piece::Zeros(length) => held.zero(offset, length),
+                }
+            })
+        });
+        self.complete(held, size_bytes, restored)
+    }
+
+    fn refuse_smaller(&self, needed_bytes: u64) -> Result<()> {
+        let have = self.disk.size_bytes;
+        if have >= needed_bytes {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "the disk has {} ({have} bytes), what is to come on it is a disk of {} ({needed_bytes} bytes)",
+            size(have),
+            size(needed_bytes)
+        ))
+        .hint("give the instance a disk of at least that size")
+    }
+
+    /// Lets the disk be what it was, or wipes it.
+    fn complete(self, held: HeldBack<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
+        let disk = self.disk;
+        let finished = restored.and_then(|()| {
+            let mut sector = held.release()?;
+            if disk.size_bytes > size_bytes {
+                grow(disk, self.workspace, &mut sector)?;
+            }
+            (self.fitting)(&mut sector)?;
+            Ok(sector)
+        });
+        match finished {
+            Ok(sector) => report::step("flushing", || held.finish(&sector)),
+            Err(error) => {
+                if self.keep_failed {
+                    report::warning("keep_failed is set: the disk stays as it is, and is not fit for use");
+                    return Err(signals::check().err().unwrap_or(error));
+                }
+                match held.wipe() {
+                    Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is on it", "")),
+                    Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
+                }
+                Err(signals::check().err().unwrap_or(error))
+            }
+        }
+    }
+}
+
+/// Start and length of what a disk's table names, where it can be read.
+fn partitions_of(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Vec<(u64, u64)> {
+    let table = partitions::read(disk, size_bytes).ok().flatten();
     let parts = table.iter().flat_map(|table| &table.partitions);
-    let parts: Vec<(u64, u64)> = parts.map(|part| (part.start_bytes, part.size_bytes)).collect();
-    let mut held = HeldBack::begin(disk, disk.size_bytes, parts.clone())?;
-    let mut length = 0;
-    let restored = report::long_step("restoring the disk", || {
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            signals::check()?;
-            let count = fill(source, &mut piece)?;
-            if count == 0 {
-                break;
-            }
-            if length + count as u64 > disk.size_bytes {
-                return Err(anyhow!(
-                    "the image is larger than the disk, which has {}",
-                    size(disk.size_bytes)
-                ))
-                .hint("give the instance a disk of at least the image's size");
-            }
-            match piece[..count].iter().all(|byte| *byte == 0) {
-                true => held.zero(length, count as u64)?,
-                false => held.write(length, &piece[..count])?,
-            }
-            length += count as u64;
-        }
-        let end = parts.iter().map(|(start, length)| start + length).max().unwrap_or(0);
-        match length < end {
-            true => Err(anyhow!("the image ends at byte {length}, its last partition at {end}"))
-                .hint("the image was cut short; export it again"),
-            false => Ok(()),
-        }
-    });
-    complete(disk, workspace, held, length, restored)
+    parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
+}
+
+/// What is on a restored disk of which the first sector is yet to come. Without a table that sector is its
+/// filesystem's own, and stands on the disk while `work` is at it.
+pub fn with_first_sector<T>(
+    disk: &Disk,
+    sector: &mut Sector,
+    work: impl FnOnce((Option<TableKind>, Vec<Part>), &mut Sector) -> Result<T>,
+) -> Result<T> {
+    let seen = WithSector { disk: &disk.file, sector: &*sector };
+    let survey = foreign::survey_bytes(&seen, disk.size_bytes)?;
+    let bare = survey.0.is_none();
+    if bare {
+        disk.file.write_all_at(sector, 0).context("writing the first sector")?;
+    }
+    disk.flush_path_cache()?;
+    let done = work(survey, sector)?;
+    if bare {
+        disk.flush_path_cache()?;
+        disk.file.read_exact_at(sector, 0).context("reading the first sector")?;
+    }
+    Ok(done)
 }
 
 /// Reads until the buffer is full or the stream ends.
@@ -96,73 +195,31 @@ fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-fn refuse_smaller(disk: &Disk, needed_bytes: u64) -> Result<()> {
-    if disk.size_bytes >= needed_bytes {
+/// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
+fn grow(disk: &Disk, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
+    let seen = WithSector { disk: &disk.file, sector: &*sector };
+    if let Err(error) = foreign::survey_bytes(&seen, disk.size_bytes) {
+        report::warning(&format!("nothing grows: {}", report::sentence(&error)));
         return Ok(());
     }
-    Err(anyhow!(
-        "the disk has {} ({} bytes), the backup is of one of {} ({needed_bytes} bytes)",
-        size(disk.size_bytes),
-        disk.size_bytes,
-        size(needed_bytes)
-    ))
-    .hint("give the instance a disk of at least that size")
+    with_first_sector(disk, sector, |(kind, parts), sector| grow_last(disk, workspace, kind, &parts, sector))
 }
 
-/// Lets the disk be what it was, or wipes it.
-fn complete(
+fn grow_last(
     disk: &Disk,
     workspace: &Workspace,
-    held: HeldBack<'_>,
-    size_bytes: u64,
-    restored: Result<()>,
+    kind: Option<TableKind>,
+    parts: &[Part],
+    sector: &mut Sector,
 ) -> Result<()> {
-    let finished = restored.and_then(|()| {
-        let mut sector = held.release()?;
-        if disk.size_bytes > size_bytes {
-            grow(disk, workspace, &mut sector)?;
-        }
-        Ok(sector)
-    });
-    match finished {
-        Ok(sector) => report::step("flushing", || held.finish(&sector)),
-        Err(error) => {
-            match held.wipe() {
-                Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is on it", "")),
-                Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
-            }
-            Err(signals::check().err().unwrap_or(error))
-        }
-    }
-}
-
-/// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
-fn grow(disk: &Disk, workspace: &Workspace, sector: &mut [u8; 512]) -> Result<()> {
-    let seen = WithSector { disk: &disk.file, sector: &*sector };
-    let (kind, parts) = match foreign::survey_bytes(&seen, disk.size_bytes) {
-        Ok(survey) => survey,
-        Err(error) => {
-            report::warning(&format!("nothing grows: {}", report::sentence(&error)));
-            return Ok(());
-        }
-    };
     let last = parts.iter().max_by_key(|part| part.start_bytes);
     let growing = last.filter(|part| matches!(part.content, Content::Filesystem(_)));
     match grow_table(&disk.file, disk.size_bytes, kind, growing, sector)? {
         Some(growth) => {
             let part = growing.context("a part that grows")?;
-            if kind.is_none() {
-                // The filesystem's own first sector, without which nothing can grow it.
-                disk.file.write_all_at(sector, 0).context("writing the first sector")?;
-            }
             report::step(&format!("growing {part} to {}", size(growth.size_bytes)), || {
                 grow_filesystem(disk, workspace, part, growth)
-            })?;
-            if kind.is_none() {
-                disk.flush_path_cache()?;
-                disk.file.read_exact_at(sector, 0).context("reading the first sector")?;
-            }
-            Ok(())
+            })
         }
         None => {
             let last = last.map_or("nothing".to_owned(), Part::to_string);
@@ -180,8 +237,10 @@ fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Grow
     let device = LoopDevice::attach_part(disk, growth.start_bytes, growth.size_bytes)?;
     let path = device.path();
     let ready = match volume.filesystem {
-        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => checked(&path).map(|()| None),
-        Filesystem::Xfs | Filesystem::Btrfs => workspace.mount_foreign(&path, volume, "grown").map(Some),
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => check_ext(&path).map(|()| None),
+        Filesystem::Xfs | Filesystem::Btrfs => {
+            workspace.mount_found(&path, volume, "grown", Tree::Strangers).map(Some)
+        }
     };
     match ready {
         Err(error) => {
@@ -201,8 +260,8 @@ fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Grow
     device.finish()
 }
 
-/// resize2fs wants a filesystem that was checked, and its journal replayed.
-fn checked(device: &Path) -> Result<()> {
+/// resize2fs and tune2fs want a filesystem that was checked, and its journal replayed.
+pub fn check_ext(device: &Path) -> Result<()> {
     match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
         // Something was mended.
         Err(error) if matches!(error.downcast_ref(), Some(ToolError::Status(_, 1, _))) => Ok(()),

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{Outcome, warn};
 use crate::report;
 use crate::request::Context;
-use crate::settings::{Judgement, Settings};
+use crate::settings::{Judgement, Settings, Source};
 
 /// Where the node's own timezones are.
 const ZONES: &str = "/usr/share/zoneinfo";
@@ -21,10 +21,21 @@ pub fn verify(context: &Context, faults: &[String]) -> Result<Outcome> {
         judgement.problems.splice(0..0, faults.iter().cloned());
     }
     judgement.problems.extend(unknown_timezone(&judgement));
+    judgement.problems.extend(missing_source(&judgement));
     judgement.add_conflicts();
     let settings = judgement.into_settings()?;
     warn(&settings);
     Ok(Outcome::Done)
+}
+
+/// A file that this node does not have: create reads it here.
+fn missing_source(judgement: &Judgement) -> Option<String> {
+    let Source::File(file) = &judgement.settings.source else { return None };
+    let path = file.path.display();
+    let gone = judgement.is_certain("source") && !file.path.is_file();
+    gone.then(|| {
+        format!("source names {path}, which this node does not have{}", judgement.settings.set_in("source"))
+    })
 }
 
 /// A timezone that does not exist, as far as this node can tell: the guest's own tzdata has the last word, and a node

@@ -16,6 +16,8 @@ pub enum Content {
     Filesystem(Volume),
     /// A swap area.
     Swap(Uuid),
+    /// A FAT filesystem: an EFI system partition, as a rule.
+    Fat(Fat),
     /// Something known that holds no guest's root, or one that is not mounted; with the reason.
     Other(String),
     /// Nothing that is known here.
@@ -31,11 +33,23 @@ pub struct Volume {
     pub metadata_uuid: Option<Uuid>,
 }
 
+/// What a FAT filesystem is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fat {
+    /// `ABCD-1234` as a number.
+    pub volume: u32,
+    /// Where that stands in the boot sector, and in the copy of it.
+    pub volume_at: u64,
+    /// Where the copy of the boot sector is, if there is one.
+    pub copy_at: Option<u64>,
+}
+
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Content::Filesystem(volume) => write!(f, "{}", volume.filesystem),
             Content::Swap(_) => f.write_str("swap"),
+            Content::Fat(_) => f.write_str("a FAT filesystem"),
             Content::Other(what) => f.write_str(what),
             Content::Unknown => f.write_str("nothing that is known"),
         }
@@ -71,16 +85,33 @@ pub fn identify(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64
     if has(SUPERBLOCK_BYTES - 10, b"SWAPSPACE2") {
         return Ok(Content::Swap(uuid(&start[1036..1052])));
     }
-    let known: [(usize, &[u8], &str); 6] = [
+    if has(0x52, b"FAT32") || has(0x36, b"FAT1") {
+        return Ok(Content::Fat(fat(&start)));
+    }
+    let known: [(usize, &[u8], &str); 4] = [
         (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
         (0x218, b"LVM2 001", "a physical volume of LVM"),
         (3, b"NTFS    ", "NTFS"),
         (3, b"EXFAT   ", "exFAT"),
-        (0x36, b"FAT1", "a FAT filesystem"),
-        (0x52, b"FAT32", "a FAT filesystem"),
     ];
     let found = known.iter().find(|(at, magic, _)| has(*at, magic));
     Ok(found.map_or(Content::Unknown, |(_, _, what)| Content::Other((*what).into())))
+}
+
+/// Offsets are those of Microsoft's FAT specification (fatgen103).
+fn fat(boot_sector: &[u8; SUPERBLOCK_BYTES]) -> Fat {
+    const SECTOR_BYTES_AT: usize = 0x0b;
+    const COPY_AT: usize = 0x32;
+    let u16_at = |at: usize| u64::from(u16::from_le_bytes([boot_sector[at], boot_sector[at + 1]]));
+    let is_32 = boot_sector[0x52..].starts_with(b"FAT32");
+    let volume_at = if is_32 { 0x43 } else { 0x27 };
+    let copy_sector = u16_at(COPY_AT);
+    let has_copy = is_32 && (1..32).contains(&copy_sector);
+    Fat {
+        volume: u32_le(boot_sector, volume_at),
+        volume_at: volume_at as u64,
+        copy_at: has_copy.then(|| copy_sector * u16_at(SECTOR_BYTES_AT)),
+    }
 }
 
 /// ext2, ext3 or ext4, told apart by their features as blkid does.

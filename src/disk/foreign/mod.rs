@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-pub use content::{Content, Volume, identify};
+pub use content::{Content, Fat, Volume, identify};
 pub use partitions::TableKind;
 
 use super::{Disk, SECTOR_BYTES};

@@ -43,6 +43,7 @@ pub fn usage(disk: &impl ReadAt, part: &Part) -> Result<Usage> {
                 ext::usage(disk, part.start_bytes, part.size_bytes)?
             }
         },
+        Content::Fat(_) => Usage::Whole("it is a FAT filesystem".into()),
         Content::Other(what) => Usage::Whole(format!("it is {what}")),
         Content::Unknown => Usage::Whole("its content is not known".into()),
     })

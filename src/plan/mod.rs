@@ -1,21 +1,24 @@
 //! Request + settings + what is known of the disk -> the plan. Pure: it decides everything and touches nothing;
 //! what follows reads no settings again. Its Display is the dry run.
 
-use std::fmt;
+mod image;
+mod show;
+
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::bootstrap::{Kernel, Recipe};
-use crate::disk::layout::{Layout, Purpose, Role, Wishes};
+use crate::disk::layout::{Layout, Purpose, Wishes};
 use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
 use crate::guest::boot::Firmware;
 use crate::guest::{Access, Console, Personality, Resolver, network};
-use crate::report::{WithHint, size};
+use crate::report::WithHint;
 use crate::request::{Context, DiskAddress, Instance};
 use crate::settings::together::{self, Conflict};
 use crate::settings::{BootWish, Compression, Problems, Settings, SwapWish};
 use crate::suite;
+pub use image::ImagePlan;
 
 /// What is known of the disk before the plan is made.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +26,13 @@ pub struct DiskFacts {
     pub size_bytes: u64,
     pub medium: Medium,
     pub purpose: Purpose,
+}
+
+impl DiskFacts {
+    /// Those of a disk that gets a new system.
+    pub fn of_system(size_bytes: u64, medium: Medium) -> DiskFacts {
+        DiskFacts { size_bytes, medium, purpose: Purpose::System }
+    }
 }
 
 /// How the base tar is had.
@@ -76,6 +86,8 @@ pub struct Plan {
     /// The guest's kernel, where it may be older than the node's tools.
     pub reader: Option<KernelVersion>,
     pub boot: Option<BootPlan>,
+    /// The file that the tree comes from; None: the tree is that of the recipe.
+    pub source: Option<String>,
     pub base: BasePlan,
     pub personality: Personality,
     pub swap: SwapPlan,
@@ -179,13 +191,55 @@ fn swap_plan(instance: &Instance, settings: &Settings) -> Result<SwapPlan> {
     disk_path(&disk.address).map(SwapPlan::Device)
 }
 
+impl HookPlan {
+    fn of(settings: &Settings) -> HookPlan {
+        HookPlan {
+            dir: settings.customize_dir.clone(),
+            fail_fast: settings.hooks_fail_fast,
+            namespace: settings.hooks_namespace,
+        }
+    }
+}
+
+/// What makes a tree this instance's guest.
+fn personality(instance: &Instance, settings: &Settings, boots: bool) -> Result<Personality> {
+    let network = match instance.nics_are_known {
+        true => network::decide(&instance.nics, settings.network, &instance.hypervisor),
+        false => network::any_nic(settings.network),
+    };
+    Ok(Personality {
+        name: instance.name.clone(),
+        filesystem: settings.filesystem,
+        resolver: Resolver {
+            servers: settings.dns.clone(),
+            search: instance.name.domain().map(str::to_owned),
+        },
+        console: Console::of(instance),
+        style: settings.partition_style,
+        boots,
+        network: network.context("setting up the guest's network").hint(format!(
+            "network is {}{}; correct the NIC (gnt-instance modify --net), or set network to dhcp or manual",
+            settings.network,
+            settings.set_in("network")
+        ))?,
+        access: Access { keys: settings.ssh_keys.clone(), password: settings.password_hash.clone() },
+        timezone: settings.timezone.clone(),
+    })
+}
+
+/// The first disk, which must be there and take writes.
+fn root_disk(instance: &Instance) -> Result<&crate::request::Disk> {
+    let root_disk = instance.disks.first().context("an instance without disks")?;
+    if root_disk.read_only {
+        bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
+    }
+    Ok(root_disk)
+}
+
 impl Plan {
     /// Decides. Errors are refusals: nothing has been touched.
     pub fn new(context: &Context, instance: &Instance, settings: &Settings, disk: DiskFacts) -> Result<Plan> {
-        let root_disk = instance.disks.first().context("an instance without disks")?;
-        if root_disk.read_only {
-            bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
-        }
+        let root_disk = root_disk(instance)?;
         let boot = boot_plan(settings, &instance.hypervisor, &instance.device_types)?;
         if boot.is_some() {
             refuse_pygrub(instance, settings)?;
@@ -208,29 +262,7 @@ impl Plan {
                 settings.partition_style,
                 settings.set_in("partition_style")
             ))?;
-        let personality = Personality {
-            name: instance.name.clone(),
-            filesystem: settings.filesystem,
-            resolver: Resolver {
-                servers: settings.dns.clone(),
-                search: instance.name.domain().map(str::to_owned),
-            },
-            console: Console::of(instance),
-            style: settings.partition_style,
-            boots: boot.is_some(),
-            network: match instance.nics_are_known {
-                true => network::decide(&instance.nics, settings.network, &instance.hypervisor),
-                false => network::any_nic(settings.network),
-            }
-                .context("setting up the guest's network")
-                .hint(format!(
-                    "network is {}{}; correct the NIC (gnt-instance modify --net), or set network to dhcp or manual",
-                    settings.network,
-                    settings.set_in("network")
-                ))?,
-            access: Access { keys: settings.ssh_keys.clone(), password: settings.password_hash.clone() },
-            timezone: settings.timezone.clone(),
-        };
+        let personality = personality(instance, settings, boot.is_some())?;
         Ok(Plan {
             disk_path: disk_path(&root_disk.address)?,
             disk,
@@ -238,94 +270,13 @@ impl Plan {
             filesystem: settings.filesystem,
             reader: suite::kernel(&settings.suite),
             boot,
+            source: None,
             base: base_plan(context, settings, boot.map(|boot| boot.kernel)),
             personality,
             swap,
-            hooks: HookPlan {
-                dir: settings.customize_dir.clone(),
-                fail_fast: settings.hooks_fail_fast,
-                namespace: settings.hooks_namespace,
-            },
+            hooks: HookPlan::of(settings),
             keep_failed: settings.keep_failed,
             reinstall: instance.reinstall,
         })
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let medium = match self.disk.medium {
-            Medium::File => "file",
-            Medium::Block => "block device",
-        };
-        let (recipe, name) = (&self.base.recipe, &self.personality.name);
-        writeln!(f, "instance    {name}{}", if self.reinstall { " (made anew)" } else { "" })?;
-        writeln!(f, "disk        {} ({medium}, {})", self.disk_path.display(), size(self.disk.size_bytes))?;
-        writeln!(f, "layout      {}", self.layout.style)?;
-        for partition in &self.layout.partitions {
-            let role = match partition.role {
-                Role::Root => "root",
-                Role::BiosBoot => "BIOS boot",
-                Role::Esp => "EFI system",
-                Role::Swap => "swap",
-            };
-            let (start, bytes) = (partition.start_sector, size(partition.size_bytes()));
-            writeln!(f, "            {:2} {role:10} from sector {start:7}, {bytes}", partition.number)?;
-        }
-        writeln!(f, "filesystem  {}", self.filesystem)?;
-        writeln!(f, "release     {} {}", recipe.suite, recipe.arch)?;
-        if !recipe.mirror.is_empty() {
-            writeln!(f, "mirror      {}", recipe.mirror.join(" "))?;
-        }
-        if !recipe.components.is_empty() {
-            writeln!(f, "components  {}", recipe.components.join(","))?;
-        }
-        if !recipe.extra_pkgs.is_empty() {
-            writeln!(f, "packages    {}", recipe.extra_pkgs.join(","))?;
-        }
-        match &self.personality.console {
-            Some(console) => writeln!(f, "console     {} at {}", console.port, console.speed)?,
-            None => writeln!(f, "console     none on a serial line")?,
-        }
-        self.write_guest(f)?;
-        match &self.boot {
-            Some(BootPlan { kernel, firmware, .. }) => {
-                let firmware = match firmware {
-                    Firmware { bios: true, uefi: true } => "BIOS and UEFI",
-                    Firmware { bios: true, uefi: false } => "BIOS",
-                    Firmware { .. } => "UEFI",
-                };
-                writeln!(f, "boot        {firmware}, the {} kernel", kernel.name())?;
-            }
-            None => writeln!(f, "boot        not by itself")?,
-        }
-        match &self.swap {
-            SwapPlan::None => {}
-            SwapPlan::Device(path) => writeln!(f, "swap        {}", path.display())?,
-            SwapPlan::Partition => writeln!(f, "swap        partition 2")?,
-            SwapPlan::File { size_bytes } => writeln!(f, "swap        /swapfile, {}", size(*size_bytes))?,
-        }
-        match &self.hooks.dir {
-            Some(dir) => writeln!(f, "hooks       {}", dir.display()),
-            None => writeln!(f, "hooks       none"),
-        }
-    }
-}
-
-impl Plan {
-    fn write_guest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Personality { network, access, timezone, .. } = &self.personality;
-        writeln!(f, "network     {}", network.mode)?;
-        for interface in &network.interfaces {
-            writeln!(f, "            {interface}")?;
-        }
-        for warning in &network.warnings {
-            writeln!(f, "            warning: {warning}")?;
-        }
-        writeln!(f, "access      {access}")?;
-        match timezone {
-            Some(zone) => writeln!(f, "timezone    {zone}"),
-            None => Ok(()),
-        }
     }
 }

@@ -1,0 +1,65 @@
+//! GRUB for a tree that was not made here, from a tree of this node's cache: none of its own programs makes one.
+
+use anyhow::{Result, anyhow};
+
+use super::base::{self, Freshness};
+use super::work::Work;
+use crate::guest::{Root, Workspace, boot};
+use crate::plan::Plan;
+use crate::report::{self, WithHint};
+use crate::rootdir::RootDir;
+use crate::{signals, tree};
+
+/// The pieces of a loader, where the plan wants the disk to start by itself and they can be had.
+pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
+    let Some(wanted) = plan.boot else { return Ok(None) };
+    let pieces = || -> Result<Root> {
+        let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+        let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
+        report::step("taking GRUB from the cached tree", || {
+            tree::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
+        })?;
+        Ok(pieces)
+    };
+    match pieces() {
+        Ok(pieces) => Ok(Some(pieces)),
+        Err(error) => {
+            signals::check()?;
+            if wanted.asked_for {
+                return Err(error.context("preparing the loader"));
+            }
+            report::warning(&format!("nothing will start this disk by itself: {}", report::sentence(&error)));
+            Ok(None)
+        }
+    }
+}
+
+/// Has the tree in `dir`, that of the disk being made, name its new root, and prepares the loader. `what` it is, for messages.
+pub fn prepare(work: &mut Work<'_>, dir: &RootDir, pieces: Option<&Root>, what: &str) -> Result<()> {
+    let (plan, uuid) = (work.plan, work.volumes.root);
+    boot::repair(dir, uuid)?;
+    let Some(pieces) = pieces else { return Ok(()) };
+    let pieces = pieces.dir()?;
+    let console = plan.personality.console.as_ref();
+    if boot::adopt(dir, pieces, plan.layout.style, uuid, console)? {
+        return work.prepare_loader(Some(pieces));
+    }
+    if plan.boot.is_some_and(|boot| boot.asked_for) {
+        return Err(anyhow!("a loader is wanted, but {what} has no kernel in /boot"))
+            .hint("set boot = \"no\", and let the hypervisor start its own kernel");
+    }
+    report::warning(&format!("nothing will start this disk by itself: {what} has no kernel in /boot"));
+    Ok(())
+}
+
+/// The same for a sealed tree, which may have been made to boot already.
+pub fn prepare_own(work: &mut Work<'_>, workspace: &Workspace) -> Result<()> {
+    let plan = work.plan;
+    let Some(wanted) = plan.boot else { return Ok(()) };
+    let dir = RootDir::open(work.root()?.path())?;
+    if boot::is_bootable(&dir, wanted.firmware, plan.layout.style)? {
+        return work.prepare_loader(None);
+    }
+    let pieces = pieces(plan, workspace)?;
+    prepare(work, &dir, pieces.as_ref(), "the tree")
+}

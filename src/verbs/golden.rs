@@ -1,0 +1,97 @@
+//! create from a disk image that the administrator sealed with its digest: written, grown, made this instance's guest, and
+//! customised. His image is as trusted as a tree of this node's: hooks may run its programs.
+
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::create::Guest;
+use super::guest_disk::{GuestRoot, Sought};
+use super::new_identity;
+use super::restore_disk::{Restoring, Sector, with_first_sector};
+use super::source::DiskImage;
+use crate::disk::foreign::Content;
+use crate::disk::{Disk, boot_code};
+use crate::guest::{self, Tree, Workspace};
+use crate::hooks::{self, Stage};
+use crate::plan::{DiskFacts, ImagePlan};
+use crate::report::{self, WithHint};
+
+/// Writes the image and makes it this instance's; a failure leaves a wiped disk.
+pub fn install(guest: &Guest<'_>, disk: &Disk, workspace: &Workspace, image: &DiskImage) -> Result<()> {
+    let facts = DiskFacts::of_system(disk.size_bytes, disk.medium);
+    let plan = ImagePlan::new(guest.instance, guest.settings, facts, &image.name)?;
+    for warning in &plan.personality.network.warnings {
+        report::warning(warning);
+    }
+    let mut fitting = |sector: &mut Sector| {
+        if plan.new_identifiers {
+            let (name, many) = (&guest.instance.name, guest.instance.disks.len() > 1);
+            new_identity::renew(disk, workspace, sector, name, many)?;
+        }
+        Fitting { guest, plan: &plan, disk, workspace }.fit(sector)
+    };
+    let keep_failed = plan.keep_failed;
+    image
+        .restore(Restoring { disk, workspace, keep_failed, fitting: &mut fitting })
+        .with_context(|| format!("installing {}", guest.instance.name))
+}
+
+/// A restored image that becomes a guest.
+struct Fitting<'a> {
+    guest: &'a Guest<'a>,
+    plan: &'a ImagePlan,
+    disk: &'a Disk,
+    workspace: &'a Workspace,
+}
+
+impl Fitting<'_> {
+    /// Makes the guest on the disk this instance's, and runs the hooks.
+    fn fit(&self, sector: &mut Sector) -> Result<()> {
+        let (disk, workspace) = (self.disk, self.workspace);
+        with_first_sector(disk, sector, |(table, parts), sector| {
+            let guest = match GuestRoot::seek(disk, workspace, (table, parts), Tree::Ours { options: "" })? {
+                Sought::Found(guest) => guest,
+                Sought::Nothing(found) => {
+                    return Err(anyhow!("no root of a guest is on the image: it holds {found}"))
+                        .hint("an image wants its root on ext2, ext3, ext4, xfs or btrfs, on a partition or the bare disk");
+                }
+            };
+            report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
+            if hooks::any(&self.plan.hooks)? {
+                self.customise(&guest, table.is_some().then_some(sector))?;
+            }
+            report::step("writing the guest out", || guest.finish(disk))
+        })
+    }
+
+    /// Runs the hooks on a disk that has its table by now, but no boot code: nothing starts from it yet. Where a hook
+    /// changes the first sector it stays so.
+    fn customise(&self, guest: &GuestRoot, sector: Option<&mut Sector>) -> Result<()> {
+        let before = sector.as_ref().map(|sector| boot_code::without_code(sector));
+        if let Some(before) = &before {
+            guest.device().file().write_all_at(before, 0).context("writing the partition table")?;
+        }
+        if let Content::Filesystem(volume) = guest.part.content {
+            guest.device().show_to_udev(&guest.root_device(), volume.uuid)?;
+        }
+        let (target, root_device, device) = (guest.path(), guest.root_device(), guest.device().path());
+        let stage = Stage {
+            target: &target,
+            disk: &device,
+            root_device: &root_device,
+            workspace: self.workspace.path(),
+        };
+        self.guest.run_hooks(&self.plan.hooks, &self.plan.personality.resolver, guest.tree(), &stage)?;
+        self.disk.refuse_changed()?;
+        if let (Some(sector), Some(before)) = (sector, before) {
+            let mut now = [0; size_of::<Sector>()];
+            guest.device().file().read_exact_at(&mut now, 0).context("reading the first sector back")?;
+            if now != before {
+                report::line(&format!("{:>10}  a hook changed the first sector; it stays", ""));
+                *sector = now;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! A restored disk that is to be another guest's than the one that was backed up: no identifier of it is the old one's.
+
+use anyhow::{Context as _, Result};
+
+use super::guest_disk::{GuestRoot, Sought};
+use super::restore_disk::{Sector, check_ext, with_first_sector};
+use crate::disk::foreign::{Content, Part, TableKind, Volume};
+use crate::disk::{Disk, Filesystem, LoopDevice, Renewal};
+use crate::guest::{Thawed, Tree, Workspace, identity, references};
+use crate::report::{self, WithHint};
+use crate::request::InstanceName;
+use crate::rootdir::RootDir;
+use crate::tool::Tool;
+
+/// Files and directories that [`identity::renew()`] changes; a guest's owner may have locked them.
+const IDENTITY_PATHS: [&str; 6] =
+    ["etc", "etc/machine-id", "etc/ssh", "var/lib/dbus", "var/lib/systemd", "var/lib/urandom"];
+
+/// What a tree has of its own, for one that comes back as another guest.
+pub fn renew_tree(root: &RootDir, name: &InstanceName) -> Result<()> {
+    let thawed = Thawed::thaw(root, IDENTITY_PATHS)?;
+    identity::renew(root, name)?;
+    thawed.freeze(root)
+}
+
+/// Gives a restored disk new identifiers everywhere: its table, its filesystems and swap, and what its root and its EFI
+/// system partition say of them; its guest a new machine-id and new SSH host keys. `sector` is its first one, which does
+/// not stand on it yet.
+pub fn renew(
+    disk: &Disk,
+    workspace: &Workspace,
+    sector: &mut Sector,
+    name: &InstanceName,
+    many_disks: bool,
+) -> Result<()> {
+    report::step("giving it an identity of its own", || {
+        with_first_sector(disk, sector, |(table, parts), sector| {
+            let mut renewal = Renewal::new(name.full(), many_disks);
+            renewal.table(&disk.file, table, &parts, sector)?;
+            for part in &parts {
+                renewal.part(&disk.file, part)?;
+                if let Content::Other(what) = &part.content {
+                    report::warning(&format!("{what} keeps the identifiers that it has"));
+                }
+            }
+            for part in parts.iter().filter(|part| matches!(part.content, Content::Fat(_))) {
+                renewal.fat_texts(&disk.file, part)?;
+            }
+            disk.flush_path_cache()?;
+            renew_root(disk, workspace, (table, parts.clone()), &renewal, name)?;
+            for part in &parts {
+                if let Content::Filesystem(volume) = part.content {
+                    renew_filesystem(disk, workspace, part, volume, &renewal)
+                        .with_context(|| format!("giving {part} a new UUID"))
+                        .hint("import it with import_identity = \"keep\", and repair it in the guest")?;
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+fn renew_root(
+    disk: &Disk,
+    workspace: &Workspace,
+    survey: (Option<TableKind>, Vec<Part>),
+    renewal: &Renewal,
+    name: &InstanceName,
+) -> Result<()> {
+    match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
+        Sought::Found(guest) => {
+            references::rewrite(guest.tree(), |text, mounts| renewal.text(text, mounts))?;
+            renew_tree(guest.tree(), name)?;
+            guest.finish(disk)
+        }
+        Sought::Nothing(found) => {
+            report::line(&format!("{:>10}  no root of a guest is on it: {found}", ""));
+            Ok(())
+        }
+    }
+}
+
+/// By the filesystem's own tools, on a loop device that shows nothing else.
+fn renew_filesystem(
+    disk: &Disk,
+    workspace: &Workspace,
+    part: &Part,
+    volume: Volume,
+    renewal: &Renewal,
+) -> Result<()> {
+    let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
+    let (path, uuid) = (device.path(), renewal.uuid(volume.uuid).to_string());
+    match volume.filesystem {
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
+            check_ext(&path)?;
+            Tool::new("tune2fs").args(["-U", &uuid]).arg(&path).quiet().run()?;
+        }
+        Filesystem::Xfs | Filesystem::Btrfs => {
+            // The log is replayed by a mount; the tools want it empty.
+            workspace.mount_found(&path, volume, "renewed", Tree::Strangers)?.finish()?;
+            let tool = match volume.filesystem {
+                Filesystem::Xfs => Tool::new("xfs_admin").args(["-U", &uuid]),
+                _ => Tool::new("btrfstune").args(["-f", "-U", &uuid]),
+            };
+            tool.arg(&path).quiet().run()?;
+        }
+    }
+    device.finish()?;
+    disk.flush_path_cache()
+}

@@ -1,0 +1,111 @@
+//! What a new disk is made of where that is a file of the administrator's: opened, compared with its digest, and told by what
+//! it holds.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use sha2::{Digest, Sha256, Sha512};
+
+use super::restore_disk::Restoring;
+use crate::cache::BaseTar;
+use crate::report::{self, WithHint, size};
+use crate::settings::{Algorithm, SealedFile};
+use crate::signals;
+use crate::stream::qcow2::{self, Qcow2};
+use crate::stream::{self, Source};
+
+/// What is read at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A file that is what its digest says.
+pub enum Opened {
+    /// A root tar.
+    Tree(BaseTar),
+    /// A disk.
+    Image(DiskImage),
+}
+
+/// A disk image, in one of the formats that are read.
+pub struct DiskImage {
+    /// For messages.
+    pub name: String,
+    file: File,
+}
+
+/// Opens a file and reads all of it once: what is not what the administrator sealed is refused.
+pub fn open(sealed: &SealedFile) -> Result<Opened> {
+    let name = sealed.path.display().to_string();
+    let file = File::open(&sealed.path)
+        .with_context(|| format!("opening {name}"))
+        .hint("the setting source names it; it must lie on every node that installs from it")?;
+    let meta = file.metadata()?;
+    ensure!(meta.is_file(), "{name}, which source names, is no regular file");
+    report::step(&format!("checking {name}, {}", size(meta.len())), || compare(&file, sealed))?;
+    let image = DiskImage { name, file };
+    if image.is_qcow2()? {
+        return Ok(Opened::Image(image));
+    }
+    let name = image.name.clone();
+    match stream::open(image.bytes()?).with_context(|| format!("looking at {name}"))? {
+        Source::Tree(_) => Ok(Opened::Tree(BaseTar::sealed(name, image.file)?)),
+        Source::Image(_) | Source::Raw(..) => Ok(Opened::Image(image)),
+        Source::Dump(_) => bail!("{name} is a dump(8); that is a backup, and `gnt-backup import` takes it"),
+    }
+}
+
+/// Compares a file with its digest.
+fn compare(file: &File, sealed: &SealedFile) -> Result<()> {
+    let found = match sealed.algorithm {
+        Algorithm::Sha256 => hex_of::<Sha256>(file)?,
+        Algorithm::Sha512 => hex_of::<Sha512>(file)?,
+    };
+    if found == sealed.hex {
+        return Ok(());
+    }
+    let (path, algorithm) = (sealed.path.display(), sealed.algorithm);
+    Err(anyhow!("{path} is not what source says: it is {algorithm}:{found}, not {algorithm}:{}", sealed.hex))
+        .hint("restore the file, or, if the change was yours, give source its new digest")
+}
+
+fn hex_of<D: Digest>(mut file: &File) -> Result<String> {
+    let mut hash = D::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    file.rewind()?;
+    loop {
+        signals::check()?;
+        match file.read(&mut piece).context("reading the source of the disk")? {
+            0 => break,
+            count => hash.update(&piece[..count]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl DiskImage {
+    /// Writes it to a disk.
+    pub fn restore(&self, restoring: Restoring<'_>) -> Result<()> {
+        if self.is_qcow2()? {
+            return restoring.qcow2(&Qcow2::open(&self.file)?);
+        }
+        match stream::open(self.bytes()?)? {
+            Source::Image(mut source) => restoring.archive(&mut source),
+            Source::Raw(mut source, first) => restoring.raw(&mut source, &first),
+            Source::Dump(_) | Source::Tree(_) => bail!("{} is no disk image any more", self.name),
+        }
+    }
+
+    fn is_qcow2(&self) -> Result<bool> {
+        let mut first = [0; qcow2::MAGIC.len()];
+        let read = self.file.read_at(&mut first, 0).with_context(|| format!("reading {}", self.name))?;
+        Ok(first[..read] == *qcow2::MAGIC)
+    }
+
+    /// All of the file, from its start.
+    fn bytes(&self) -> Result<Box<dyn Read>> {
+        let mut file = self.file.try_clone()?;
+        file.rewind()?;
+        Ok(Box::new(file))
+    }
+}
