@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use rustix::fs::{FlockOperation, flock, major, minor};
 
 use crate::signals;
@@ -51,6 +53,19 @@ pub fn exclusive(file: &File, limit: Option<Duration>, mut waiting: impl FnMut(&
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Whether anybody has a record lock (fcntl) on this file, as QEMU has on the disks of a guest that runs.
+pub fn record_locked(file: &File) -> bool {
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // Where a filesystem has no such locks, nobody holds one.
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
 }
 
 /// The process that holds a lock on this file: `process 4711 (name)`, as far as /proc/locks tells.

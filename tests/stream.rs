@@ -277,3 +277,34 @@ fn a_smaller_disk_is_refused_untouched_and_a_damaged_stream_leaves_nothing() {
     assert!(!done && log.contains("more behind the digest"), "{log}");
     node.assert_nothing_left();
 }
+
+#[test]
+fn a_disk_that_a_running_guest_has_open_is_exported_and_not_written() {
+    let node = Node::bare();
+    let disk = node.path().join("disks/d");
+    dirty(&disk, 64 * MIB);
+    let stream = node.path().join("stream");
+    export(&node, &disk, &stream);
+    let before = common::digest(&disk);
+    let drive = format!("file={},format=raw,if=virtio", disk.display());
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-display", "none", "-S", "-monitor", "stdio", "-drive", &drive]);
+    let mut qemu =
+        common::killed_with_us(&mut qemu).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Its monitor's prompt: by then the disk is open.
+    std::io::Read::read_exact(qemu.stdout.as_mut().unwrap(), &mut [0; 4]).unwrap();
+    export(&node, &disk, &stream);
+    let (done, log) = import(&node, &disk, &stream);
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    assert!(!done, "{log}");
+    let end = format!(
+        "error: the disk {} is in use by process {} (qemu-system-x86)\n\
+         hint: an instance may be running on it; shut it down first\n",
+        disk.display(),
+        qemu.id()
+    );
+    assert!(log.ends_with(&end), "{log}\nexpected {end}");
+    assert_eq!(common::digest(&disk), before);
+    node.assert_nothing_left();
+}

@@ -56,6 +56,7 @@ impl Disk {
             .with_context(|| format!("opening the disk {shown} for writing"))?;
         // The lock first: another installation also has it attached, and is the better explanation.
         let disk = Disk::locked(file, path, medium)?;
+        refuse_running(&disk)?;
         // A loop device that somebody only looked at, or that an earlier run had, may just be going away.
         let start = Instant::now();
         while let Err(error) = refuse_looped(path, &meta) {
@@ -194,6 +195,16 @@ fn refuse_held(path: &Path, rdev: u64) -> Result<()> {
         Err(error) => Err(error).with_context(|| format!("opening the disk {}", path.display())),
         Ok(_) => Ok(()),
     }
+}
+
+/// A guest that runs holds its disk open and nothing more; QEMU says so by record locks.
+fn refuse_running(disk: &Disk) -> Result<()> {
+    if !lock::record_locked(&disk.file) {
+        return Ok(());
+    }
+    let by = super::loop_device::opened_by(&disk.path);
+    Err(anyhow::anyhow!("the disk {} is in use{by}", disk.path.display()))
+        .hint("an instance may be running on it; shut it down first")
 }
 
 /// `: mounted on /x, held by dm-3`, as far as sysfs and our own mounts tell.

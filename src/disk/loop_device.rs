@@ -255,10 +255,15 @@ fn direct_io_is_safe(backing: &File) -> bool {
     rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
 }
 
-/// ` by process 4711 (name)` for whoever has a device open, as far as /proc tells.
+/// ` by process 4711 (name)` for whoever else has a disk open, as far as /proc tells.
 pub(super) fn opened_by(device: &Path) -> String {
+    let own = std::process::id().to_string();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes.filter(|p| p.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
+    let others = processes.filter(|p| {
+        let name = p.file_name();
+        name.as_encoded_bytes()[0].is_ascii_digit() && name != *own
+    });
+    for process in others {
         let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         if fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == device) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
