@@ -303,14 +303,31 @@ fn what_is_no_backup_is_refused_before_the_disk_is_touched() {
     tool("dump", &["-1", "-T", ctime, "-q", "-f", path.to_str().unwrap(), image.0.to_str().unwrap()]);
     let incremental = fs::read(path).unwrap();
     drop(image);
+    let accepted = "hint: import takes a backup of this program, a level 0 dump(8) of ext2, ext3 or ext4, a raw disk, or a \
+                    tar of a root tree; plain or as gzip, zstd or xz\n";
+    let unknown =
+        format!("error: the backup is of no known format: it begins with \"ssh: connect to \"\n{accepted}");
     for (name, bytes, says) in [
-        ("empty", &b""[..], "error: the backup is empty; expected a "),
         (
-            "text",
-            b"ssh: connect to host node2: no route\n",
-            "error: the backup is of no known format: it begins with \"ssh: connect",
+            "empty",
+            &b""[..],
+            "error: the backup is empty: standard input ended before its first byte\n\
+             hint: whoever was to send it failed first; its log says why\n",
         ),
-        ("random", &random, "error: the backup is of no known format"),
+        ("text", b"ssh: connect to host node2: no route\n", &unknown),
+        ("random", &random, accepted),
+        (
+            "qcow2",
+            b"QFI\xfb\0\0\0\x03\0\0\0\0",
+            "error: the backup is a qcow2 image, which is not accepted\n\
+             hint: make a raw disk of it: qemu-img convert -O raw\n",
+        ),
+        (
+            "zip",
+            b"PK\x03\x04\x14\0\0\0",
+            "error: the backup is a zip archive, which is not accepted\n\
+             hint: unpack it first, or pack it as gzip, zstd or xz\n",
+        ),
         ("short", &dump[..500], "error: the dump was cut: it ends in its first header, after 500 bytes"),
         ("damaged", &damaged, "error: reading the first header of the dump\n  its checksum is "),
         ("incremental", &incremental, "error: the dump is incremental (level 1), which is not supported"),
@@ -459,8 +476,20 @@ fn a_dry_run_prints_the_plan_and_reads_nothing() {
     let output = verb.arg("--dry-run").stdin(reader.try_clone().unwrap()).output().unwrap();
     assert!(output.status.success(), "{}", log_of(&output));
     let plan = text(&output.stdout);
-    for part in [disk.to_str().unwrap(), "gpt", "ext4"] {
+    let expected = format!(
+        "instance    {NEW}, disk 0\n\
+         disk        {} (file, 256 MiB)\n\
+         backup      on standard input, of which a dry run reads nothing; what it holds decides:\n\
+         a disk      comes back in its own layout if it had at most 256 MiB; on a larger disk what lies last grows\n\
+         a tree      gets a new layout, gpt, and a new ext4\n",
+        disk.display()
+    );
+    assert!(plan.starts_with(&expected), "{plan}");
+    for part in [" 1 root ", " 2 swap       64 MiB", "no loader"] {
         assert!(plan.contains(part), "{part}:\n{plan}");
+    }
+    for create_only in ["release", "console", "network", "hooks", "access"] {
+        assert!(!plan.contains(create_only), "{create_only}:\n{plan}");
     }
     let mut left = String::new();
     reader.read_to_string(&mut left).unwrap();

@@ -244,7 +244,7 @@ fn a_disk_without_a_guest_is_named_for_what_it_holds() {
     let node = Node::bare();
     let disk = node.disk("d", GIB);
     let (done, log) = rename(&node, &disk);
-    assert!(!done && log.contains("it holds the bare disk: nothing that is known"), "{log}");
+    assert!(!done && log.contains("nothing that is known stands there"), "{log}");
     tool("mkswap", &["-q", disk.to_str().unwrap()]);
     let (done, log) = rename(&node, &disk);
     assert!(!done && log.contains("the bare disk: swap") && log.contains("hint:"), "{log}");

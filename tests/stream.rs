@@ -278,6 +278,131 @@ fn a_smaller_disk_is_refused_untouched_and_a_damaged_stream_leaves_nothing() {
     node.assert_nothing_left();
 }
 
+/// How a verb ends, and the last lines of its log.
+fn ends(mut command: Command, count: usize) -> (Option<i32>, String) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    let log = text(&output.stderr);
+    let lines: Vec<&str> = log.lines().collect();
+    (output.status.code(), lines[lines.len().saturating_sub(count)..].join("\n"))
+}
+
+#[test]
+fn an_export_that_cannot_be_written_says_whose_business_it_is() {
+    let node = Node::bare();
+    let disk = node.path().join("disks/d");
+    dirty(&disk, 64 * MIB);
+    let env = export_env(&node, &disk);
+    let (what, name) = ("error: exporting disk 0 of", &env["INSTANCE_NAME"]);
+
+    let mut full = node.verb("export", &env);
+    full.stdout(File::options().write(true).open("/dev/full").unwrap());
+    let expected = format!(
+        "{what} {name}\n  writing the backup\n  No space left on device (os error 28)\n\
+         hint: make room where the backup goes"
+    );
+    assert_eq!(ends(full, 4), (Some(1), expected));
+
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    drop(reader);
+    let mut broken = node.verb("export", &env);
+    broken.stdout(writer);
+    let expected = format!(
+        "{what} {name}\n  writing the backup\n  Broken pipe (os error 32)\n\
+         hint: whoever was to read the backup ended first; its log says why"
+    );
+    assert_eq!(ends(broken, 4), (Some(1), expected));
+
+    let terminal = node.path().join("typescript");
+    let line = format!("exec {}/os/export", node.path().display());
+    for (verb, expected) in [
+        (
+            "export",
+            "error: standard output is a terminal, and a backup is no text\r\nhint: export > FILE\r\n",
+        ),
+        (
+            "import",
+            "error: standard input is a terminal, and no backup comes from there\r\nhint: import < FILE\r\n",
+        ),
+    ] {
+        let env = if verb == "export" { env.clone() } else { import_env(&node, &disk) };
+        let mut command = node.verb(verb, &env);
+        let before = common::digest(&disk);
+        let output = on_a_terminal(&mut command, &line.replace("export", verb), &terminal);
+        assert_eq!(output, expected);
+        assert_eq!(common::digest(&disk), before);
+    }
+    let (status, log) = ends_into_null(node.verb("export", &env));
+    assert_eq!(status, Some(0), "{log}");
+    assert!(
+        log.contains("warning: standard output is closed or /dev/null: nobody keeps this backup\n"),
+        "{log}"
+    );
+    node.assert_nothing_left();
+}
+
+fn ends_into_null(mut command: Command) -> (Option<i32>, String) {
+    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
+    (output.status.code(), text(&output.stderr))
+}
+
+/// Runs a shell's line with the environment of a command on a terminal of its own; what it showed.
+fn on_a_terminal(command: &mut Command, line: &str, typescript: &Path) -> String {
+    let mut script = Command::new("script");
+    script.args(["-qec", line, typescript.to_str().unwrap()]).env_clear().stdin(Stdio::null());
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = script.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    text(&output.stdout)
+}
+
+#[test]
+fn an_export_says_first_what_it_does_and_then_what_travels() {
+    let node = Node::new();
+    let disk = guest(&node, "d", &[]);
+    let env = export_env(&node, &disk);
+    let mut dry = node.verb("export", &env);
+    let output = dry.arg("--dry-run").output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", log_of(&output));
+    let log = text(&output.stderr);
+    let lines: Vec<&str> = log.lines().collect();
+    assert!(lines[0].contains(": disk 0 of ") && lines[0].ends_with(" (2 GiB), to a backup"), "{log}");
+    assert!(lines[1].ends_with(" s  finding out what is in use"), "{log}");
+    assert_eq!(lines[2].trim(), "partition 1: ext4", "{log}");
+    assert!(lines[lines.len() - 1].contains(" in use, a backup of "), "{log}");
+    let esp = partition_offset(&disk, 15);
+    // What a FAT's boot sector says it is.
+    File::options().write(true).open(&disk).unwrap().write_all_at(b"FAT16   ", esp + 0x36).unwrap();
+    let log = export(&node, &disk, &node.path().join("stream"));
+    assert!(log.contains("\n            partition 15, whole: FAT\n"), "{log}");
+    node.assert_nothing_left();
+}
+
+#[test]
+fn an_index_beyond_the_disks_is_refused_and_a_size_never_goes_into_the_backup() {
+    let node = Node::bare();
+    let disk = node.path().join("disks/d");
+    dirty(&disk, 64 * MIB);
+    for (verb, mut env) in [("export", export_env(&node, &disk)), ("import", import_env(&node, &disk))] {
+        let variable = format!("{}_INDEX", verb.to_uppercase());
+        env.insert(variable.clone(), "1".into());
+        let expected = format!(
+            "error: reading the request for {verb}\n  {variable} is 1; expected a number below DISK_COUNT, 1\n\
+             hint: these come from Ganeti's environment; see ganeti-os-interface(7)"
+        );
+        assert_eq!(ends(node.verb(verb, &env), 3), (Some(1), expected));
+    }
+    let mut env = export_env(&node, &disk);
+    env.insert("EXP_SIZE_FD".into(), "1".into());
+    let output = node.verb("export", &env).output().unwrap();
+    let log = text(&output.stderr);
+    assert!(output.status.success() && output.stdout.starts_with(b"instance.toml\0"), "{log}");
+    assert!(
+        log.contains("warning: EXP_SIZE_FD is 1, which is for the backup and its log: no size is told\n"),
+        "{log}"
+    );
+    node.assert_nothing_left();
+}
+
 #[test]
 fn a_disk_that_a_running_guest_has_open_is_exported_and_not_written() {
     let node = Node::bare();

@@ -188,12 +188,12 @@ impl<'a> Reader<'a> {
                 Some(Task::Rename(instance?, old?))
             }
             Verb::Export => {
-                let (disk, index) = self.transfer("EXPORT");
+                let (disk, index) = self.transfer("EXPORT", instance.as_ref());
                 let size_fd = self.number("EXP_SIZE_FD");
                 Some(Task::Export { instance: instance?, disk: disk?, index, size_fd })
             }
             Verb::Import => {
-                let (disk, index) = self.transfer("IMPORT");
+                let (disk, index) = self.transfer("IMPORT", instance.as_ref());
                 Some(Task::Import { instance: instance?, disk: disk?, index })
             }
             Verb::Verify => Some(Task::Verify { faults: Vec::new() }),
@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The disk of an export or import: X_DEVICE (the only one before API 20), X_DISK_PATH or X_DISK_URI.
-    fn transfer(&mut self, prefix: &str) -> (Option<DiskAddress>, usize) {
+    fn transfer(&mut self, prefix: &str, instance: Option<&Instance>) -> (Option<DiskAddress>, usize) {
         let device = self.env.get(OsStr::new(&format!("{prefix}_DEVICE"))).filter(|d| !d.is_empty());
         let disk = match device {
             Some(device) => Some(DiskAddress::Path(device.into())),
@@ -215,7 +215,12 @@ impl<'a> Reader<'a> {
                 address
             }
         };
-        (disk, self.number(&format!("{prefix}_INDEX")).unwrap_or(0))
+        let index = self.number(&format!("{prefix}_INDEX")).unwrap_or(0);
+        if let Some(count) = instance.map(|instance| instance.disks.len()).filter(|count| index >= *count) {
+            self.faults
+                .push(format!("{prefix}_INDEX is {index}; expected a number below DISK_COUNT, {count}"));
+        }
+        (disk, index)
     }
 
     pub fn task_of_flags(&mut self, verb: Verb, flags: &Api5Flags) -> Option<Task> {

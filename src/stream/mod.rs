@@ -9,16 +9,32 @@ pub mod qcow2;
 
 use std::io::Read;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::disk::foreign;
+use crate::report::WithHint;
 
 /// How much of a stream [`identify()`] wants to see: the superblock of btrfs lies at 64 KiB.
 pub const IDENTIFY_BYTES: usize = 72 << 10;
 
 /// What is accepted, for errors.
-const ACCEPTED: &str = "a backup of this program, a level 0 dump(8) of an ext2, ext3 or ext4 filesystem, a raw disk or a \
-                        tar of a root tree, plain or as gzip, zstd or xz";
+const ACCEPTED: &str = "import takes a backup of this program, a level 0 dump(8) of ext2, ext3 or ext4, a raw disk, or a \
+                        tar of a root tree; plain or as gzip, zstd or xz";
+
+/// What people bring that is none of these: its magic, its name, and how it becomes one.
+const NOT_ACCEPTED: [(&[u8], &str, &str); 9] = [
+    (b"QFI\xfb", "a qcow2 image", CONVERT),
+    (b"KDMV", "a VMDK image", CONVERT),
+    (b"vhdxfile", "a VHDX image", CONVERT),
+    (b"conectix", "a VHD image", CONVERT),
+    (b"<<< ", "a VDI image", CONVERT),
+    (b"PK\x03\x04", "a zip archive", UNPACK),
+    (b"BZh", "compressed by bzip2", UNPACK),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", UNPACK),
+    (b"\x89LZO\0", "compressed by lzop", UNPACK),
+];
+const CONVERT: &str = "make a raw disk of it: qemu-img convert -O raw";
+const UNPACK: &str = "unpack it first, or pack it as gzip, zstd or xz";
 
 /// Where a tar's header says that it is one.
 const TAR_MAGIC: std::ops::Range<usize> = 257..263;
@@ -80,6 +96,9 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         let ours = name.strip_prefix(image::MANIFEST.as_bytes()).is_some_and(|rest| rest.starts_with(b"\0"));
         return Ok(if ours { Kind::Image } else { Kind::Tree });
     }
+    if let Some((_, what, remedy)) = NOT_ACCEPTED.iter().find(|(magic, ..)| first_bytes.starts_with(magic)) {
+        return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);
+    }
     let boot_sector = first_bytes.get(510..512) == Some(&[0x55, 0xaa]);
     if boot_sector
         || foreign::identify(first_bytes, 0, first_bytes.len() as u64)? != foreign::Content::Unknown
@@ -87,28 +106,34 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         return Ok(Kind::Raw);
     }
     if first_bytes.is_empty() {
-        bail!("the backup is empty; expected {ACCEPTED}");
+        return Err(anyhow!("the backup is empty: standard input ended before its first byte"))
+            .hint("whoever was to send it failed first; its log says why");
     }
     let shown = &first_bytes[..first_bytes.len().min(SHOWN_BYTES)];
-    bail!(
-        "the backup is of no known format: it begins with \"{}\"; expected {ACCEPTED}",
-        shown.escape_ascii()
-    )
+    Err(anyhow!("the backup is of no known format: it begins with \"{}\"", shown.escape_ascii()))
+        .hint(ACCEPTED)
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Kind, identify};
+    use crate::report;
 
     #[test]
     fn what_is_no_backup_is_refused_with_what_was_found() {
-        for (bytes, found) in [
-            (&b""[..], "the backup is empty"),
-            (b"hello\n", r#"it begins with "hello\n""#),
-            (&[0; 1024], r"\x00\x00"),
+        for (bytes, found, remedy) in [
+            (&b""[..], "the backup is empty", "failed first"),
+            (b"hello\n", r#"it begins with "hello\n""#, "import takes a backup of this program"),
+            (&[0; 1024], r"\x00\x00", "import takes a backup of this program"),
+            (b"QFI\xfb\0\0\0\x03", "the backup is a qcow2 image", "qemu-img convert -O raw"),
+            (b"BZh91AY", "the backup is compressed by bzip2", "unpack it first"),
         ] {
-            let error = identify(bytes).unwrap_err().to_string();
-            assert!(error.contains(found) && error.contains("expected a backup"), "{error}");
+            let error = identify(bytes).unwrap_err();
+            assert!(report::sentence(&error).contains(found), "{error:?}");
+            assert!(
+                error.to_string().starts_with("hint: ") && error.to_string().contains(remedy),
+                "{error:?}"
+            );
         }
     }
 

@@ -9,12 +9,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::report::Hint;
 use crate::signals;
 
 /// As long as the writer works, the filler fills the next.
 const BUFFERS: usize = 3;
 /// How often a waiting filler looks for signals.
 const POLL: Duration = Duration::from_millis(50);
+
+/// What stands behind an error of whoever takes the backup.
+fn explained(error: io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::BrokenPipe => "whoever was to read the backup ended first; its log says why",
+        io::ErrorKind::StorageFull => "make room where the backup goes",
+        _ => return error.into(),
+    };
+    anyhow::Error::from(error).context(Hint(hint.into()))
+}
 
 /// A writer in a thread of its own.
 pub struct Outlet {
@@ -68,7 +79,7 @@ impl Outlet {
         loop {
             signals::check()?;
             match self.empty.recv_timeout(POLL) {
-                Ok(buffer) => return buffer.context("writing the backup"),
+                Ok(buffer) => return buffer.map_err(explained).context("writing the backup"),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("writing the backup: the writer has ended"),
             }

@@ -1,17 +1,18 @@
 //! export: a disk becomes a stream of its used blocks. It is only read, and nothing is mounted; nothing but the stream
 //! passes standard output.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::Outcome;
 use crate::disk::foreign::{Content, Part, TableKind};
 use crate::disk::{Disk, SECTOR_BYTES, foreign, used};
 use crate::plan::disk_path;
-use crate::report::{self, size};
+use crate::report::{self, WithHint, size};
 use crate::request::{DiskAddress, Instance};
 use crate::stream::image::{self, DiskFacts, Export, Manifest, PartitionFacts};
 use crate::{PROGRAM, VERSION, sys};
@@ -25,33 +26,63 @@ pub fn export(
     dry_run: bool,
 ) -> Result<Outcome> {
     let start = Instant::now();
+    if !dry_run {
+        look_at_stdout()?;
+    }
     let disk = Disk::open_to_read(&disk_path(address)?)?;
+    let path = disk.path.display();
+    report::line(&format!(
+        "{PROGRAM} {VERSION}: disk {index} of {}, {path} ({}), to a backup",
+        instance.name,
+        size(disk.size_bytes)
+    ));
     let (table, parts) = survey(&disk);
     let in_use =
         report::step("finding out what is in use", || used::of_disk(&disk, &parts, image::RANGES_MAX))?;
     let manifest = manifest(&disk, index, table, &parts, &in_use);
-    let path = disk.path.display();
-    report::line(&format!(
-        "{PROGRAM} {VERSION}: disk {index} of {}, {path} ({}), {} in use",
-        instance.name,
-        size(disk.size_bytes),
-        size(manifest.disk.used_bytes)
-    ));
     for (part, whole) in parts.iter().zip(&in_use.whole) {
-        let why = whole.as_ref().map_or(String::new(), |why| format!("; all of it: {why}"));
-        report::line(&format!("{:>10}  {part}{why}", ""));
-    }
-    if dry_run {
-        return Ok(Outcome::Done);
+        report::line(&format!("{:>10}  {}", "", carried(part, whole.as_deref())));
     }
     let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
     let stream = Export::new(&manifest, in_use.data.extents().collect(), made)?;
-    announce(size_fd, stream.size_bytes()?);
+    let (stream_bytes, used_bytes) = (stream.size_bytes()?, manifest.disk.used_bytes);
+    report::line(&format!("{:>10}  {} in use, a backup of {}", "", size(used_bytes), size(stream_bytes)));
+    if dry_run {
+        return Ok(Outcome::Done);
+    }
+    announce(size_fd, stream_bytes);
     let sink = std::io::stdout().as_fd().try_clone_to_owned().context("opening standard output")?;
     report::long_step("writing the backup", || stream.write(&disk.file, sink.into()))
         .with_context(|| format!("exporting disk {index} of {}", instance.name))?;
     report::line(&format!("{:8.2} s  disk {index} is exported", start.elapsed().as_secs_f64()));
     Ok(Outcome::Done)
+}
+
+/// A backup is for a file or a program.
+fn look_at_stdout() -> Result<()> {
+    let stdout = std::io::stdout();
+    if stdout.is_terminal() {
+        return Err(anyhow!("standard output is a terminal, and a backup is no text")).hint("export > FILE");
+    }
+    // The runtime opens /dev/null where a descriptor was closed.
+    let null = std::fs::metadata("/dev/null").map(|null| null.rdev()).ok();
+    let sink = std::fs::File::from(stdout.as_fd().try_clone_to_owned().context("opening standard output")?);
+    if sink.metadata().is_ok_and(|meta| meta.file_type().is_char_device() && Some(meta.rdev()) == null) {
+        report::warning("standard output is closed or /dev/null: nobody keeps this backup");
+    }
+    Ok(())
+}
+
+/// A part, and how it travels where that is not by the blocks in use.
+fn carried(part: &Part, whole: Option<&str>) -> String {
+    let name = part.number.map_or("the bare disk".into(), |number| format!("partition {number}"));
+    match (&part.content, whole) {
+        (content, None) => format!("{name}: {content}"),
+        (Content::Filesystem(_) | Content::Swap(_), Some(why)) => {
+            format!("{name}, whole: {}; {why}", part.content)
+        }
+        (content, Some(_)) => format!("{name}, whole: {content}"),
+    }
 }
 
 /// A disk whose table does not hold together is carried as it lies: what is wrong with it is its owner's business.
@@ -104,6 +135,12 @@ fn manifest(
 /// Tells Ganeti how many bytes to expect, from which it shows progress. Nobody may be listening.
 fn announce(size_fd: Option<i32>, size_bytes: u64) {
     let Some(fd) = size_fd else { return };
+    if (0..=2).contains(&fd) {
+        report::warning(&format!(
+            "EXP_SIZE_FD is {fd}, which is for the backup and its log: no size is told"
+        ));
+        return;
+    }
     let told =
         sys::inherited_fd(fd).and_then(|mut file| file.write_all(format!("{size_bytes}\n").as_bytes()));
     if let Err(error) = told {

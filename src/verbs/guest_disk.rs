@@ -40,6 +40,13 @@ impl GuestRoot {
     /// Finds the root on a disk that a guest wrote. An error says what was found instead.
     pub fn find(disk: &Disk, workspace: &Workspace) -> Result<GuestRoot> {
         let survey = foreign::survey(disk)?;
+        if survey.0.is_none() && survey.1.iter().all(|part| part.content == Content::Unknown) {
+            return Err(anyhow!(
+                "no guest is on {}: nothing that is known stands there",
+                disk.path.display()
+            ))
+            .hint("where an import came before, it failed; its log says why");
+        }
         match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
             Sought::Found(root) => Ok(*root),
             Sought::Nothing(found) => {

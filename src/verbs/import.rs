@@ -1,22 +1,22 @@
 //! import: a stream becomes a disk. Nothing of the stream is trusted: its tree is restored through the guest's root, no
 //! program of it runs, and until all of it is there the disk looks like an empty one.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::restore_disk::{Restoring, Sector};
 use super::unpack::full_or;
 use super::work::Work;
-use super::{Outcome, adopted, answer, create, new_identity, warn};
+use super::{Outcome, adopted, answer, create, import_plan, new_identity, warn};
 use crate::disk::Disk;
 use crate::disk::layout::Purpose;
 use crate::guest::network::Mode;
 use crate::guest::{Root, Thawed, Tree, Workspace, boot, fstab};
 use crate::plan::{DiskFacts, Plan, disk_path};
-use crate::report::{self, Hint, size};
+use crate::report::{self, Hint, WithHint, size};
 use crate::request::{Context, DiskAddress, Instance, InstanceName};
 use crate::rootdir::RootDir;
 use crate::settings::{BootWish, Identity, Settings, SwapWish};
@@ -38,8 +38,13 @@ pub fn import(
     let settings = Settings::load(context, "import")?;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
-        answer(&plan(context, instance, settings, &disk, index)?.to_string())?;
+        let plan = plan(context, instance, settings, &disk, index);
+        answer(&import_plan::text(&instance.name, index, &disk, plan))?;
         return Ok(Outcome::Done);
+    }
+    if std::io::stdin().is_terminal() {
+        return Err(anyhow!("standard input is a terminal, and no backup comes from there"))
+            .hint("import < FILE");
     }
     let start = Instant::now();
     let path = disk.path.display();

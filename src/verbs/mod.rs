@@ -10,6 +10,7 @@ mod golden;
 mod guest_disk;
 mod image;
 mod import;
+mod import_plan;
 mod loader;
 mod new_identity;
 mod rename;

@@ -49,7 +49,7 @@ impl fmt::Display for Content {
         match self {
             Content::Filesystem(volume) => write!(f, "{}", volume.filesystem),
             Content::Swap(_) => f.write_str("swap"),
-            Content::Fat(_) => f.write_str("a FAT filesystem"),
+            Content::Fat(_) => f.write_str("FAT"),
             Content::Other(what) => f.write_str(what),
             Content::Unknown => f.write_str("nothing that is known"),
         }

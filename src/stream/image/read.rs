@@ -6,11 +6,15 @@ use std::io::Read;
 use anyhow::{Context, Result, ensure};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
+use crate::report::WithHint;
 use crate::tree::Checkpoint;
 use crate::tree::archive::{self, Entry, EntryKind, Extent, Input};
 
 /// Of the digest's member.
 const DIGEST_BYTES_MAX: u64 = 1024;
+
+/// What to do with a backup that is not what was written.
+const DAMAGED: &str = "the backup is damaged; export it again";
 
 /// An archive of which the description was read; its data comes next.
 pub struct Image<'a> {
@@ -24,6 +28,10 @@ pub struct Image<'a> {
 impl<'a> Image<'a> {
     /// Reads up to the data: what disk it is, and where the data belongs.
     pub fn open(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Image<'a>> {
+        Image::begin(source, checkpoint).hint(DAMAGED)
+    }
+
+    fn begin(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Image<'a>> {
         let mut input = Input::new(source, checkpoint);
         let first = next(&mut input, MANIFEST)?;
         ensure!(first.sparse.is_none(), "{MANIFEST} is a sparse file");
@@ -63,7 +71,8 @@ impl<'a> Image<'a> {
         for run in &self.runs {
             let mut done = 0;
             while done < run.length {
-                let piece = self.input.data(run.length - done)?.context("the archive has too little data")?;
+                let piece = self.input.data(run.length - done).hint(DAMAGED)?;
+                let piece = piece.context("the archive has too little data").hint(DAMAGED)?;
                 self.digest.add(piece);
                 take(run.offset + done, piece)?;
                 done += piece.len() as u64;
@@ -73,7 +82,11 @@ impl<'a> Image<'a> {
     }
 
     /// Reads what follows the data: the digest must be right, and nothing may come behind it.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.end().hint(DAMAGED)
+    }
+
+    fn end(mut self) -> Result<()> {
         next(&mut self.input, DIGEST).context("the backup ends without its digest")?;
         let stored = self.input.whole(DIGEST_BYTES_MAX)?;
         ensure!(
