@@ -38,8 +38,9 @@ pub fn import(
     let settings = Settings::load(context, "import")?;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
+        let identity = settings.import_identity;
         let plan = plan(context, instance, settings, &disk, index);
-        answer(&import_plan::text(&instance.name, index, &disk, plan))?;
+        answer(&import_plan::text(&instance.name, index, &disk, identity, plan))?;
         return Ok(Outcome::Done);
     }
     if std::io::stdin().is_terminal() {

@@ -9,9 +9,16 @@ use crate::disk::{Disk, Medium};
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, size};
 use crate::request::InstanceName;
+use crate::settings::Identity;
 
 /// The answer of a dry run. `plan` is what a tree would get.
-pub fn text(name: &InstanceName, index: usize, disk: &Disk, plan: Result<Plan>) -> String {
+pub fn text(
+    name: &InstanceName,
+    index: usize,
+    disk: &Disk,
+    identity: Identity,
+    plan: Result<Plan>,
+) -> String {
     let medium = match disk.medium {
         Medium::File => "file",
         Medium::Block => "block device",
@@ -23,6 +30,10 @@ pub fn text(name: &InstanceName, index: usize, disk: &Disk, plan: Result<Plan>) 
          backup      on standard input, of which a dry run reads nothing; what it holds decides:\n\
          a disk      comes back in its own layout if it had at most {room}; on a larger disk what lies last grows\n"
     );
+    text += match identity {
+        Identity::Keep => "identity    that of the guest that was backed up\n",
+        Identity::New => "identity    another guest's: new UUIDs, machine-id and SSH host keys\n",
+    };
     match plan {
         Ok(plan) => tree(&mut text, &plan),
         Err(error) => text += &format!("a tree      is refused: {}\n", report::sentence(&error)),
