@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use gptman::GPT;
 
 use super::SECTOR_BYTES;
-use super::foreign::{Part, TableKind};
+use super::foreign::{Part, TableKind, partitions};
 
 /// Partitions end at multiples of this, as every tool leaves them.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
@@ -47,21 +47,32 @@ fn grow_gpt(
 ) -> Result<Option<Growth>> {
     let context = "moving the copy of the partition table";
     let mut io = disk;
-    let mut gpt = GPT::find_from(&mut io).context(context)?;
-    let sector_bytes = gpt.sector_size;
-    let old_copy =
-        gpt.header.backup_lba.checked_mul(sector_bytes).filter(|at| *at < size_bytes - SECTOR_BYTES);
+    // A table that only our own reader takes stays as it is: whatever is odd about it, it is what was backed up.
+    let Some(sector_bytes) = partitions::primary_gpt(disk, size_bytes) else { return Ok(None) };
+    let Some(mut gpt) = refused(GPT::read_from(&mut io, sector_bytes)).context(context)? else {
+        return Ok(None);
+    };
+    let entries_bytes =
+        u64::from(gpt.header.number_of_partition_entries) * u64::from(gpt.header.size_of_partition_entry);
+    if !gpt.header.is_primary() || size_bytes < 2 * entries_bytes + ALIGNMENT_BYTES {
+        return Ok(None);
+    }
+    let old_copy = gpt.header.backup_lba.checked_mul(sector_bytes);
     gpt.header.update_from(&mut io, sector_bytes).context(context)?;
-    let end = (gpt.header.last_usable_lba + 1) * sector_bytes / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+    let usable_end = (gpt.header.last_usable_lba + 1) * sector_bytes;
+    let end = usable_end / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
     let growth = last.and_then(|part| {
         let size_bytes = end.checked_sub(part.start_bytes).filter(|size| *size > part.size_bytes)?;
         gpt[part.number?].ending_lba = end / sector_bytes - 1;
         Some(Growth { start_bytes: part.start_bytes, size_bytes })
     });
-    if let Some(at) = old_copy.filter(|at| *at >= ALIGNMENT_BYTES) {
+    // Nothing is written before it is checked.
+    if refused(gpt.write_into(&mut io)).context(context)?.is_none() {
+        return Ok(None);
+    }
+    if let Some(at) = old_copy.filter(|at| (ALIGNMENT_BYTES..usable_end).contains(at)) {
         disk.write_all_at(&[0; SECTOR_BYTES as usize], at).context(context)?;
     }
-    gpt.write_into(&mut io).context(context)?;
     disk.sync_all().context(context)?;
     // The protective entry covers the disk as far as it can count.
     let sectors = u32::try_from(size_bytes / sector_bytes - 1).unwrap_or(u32::MAX);
@@ -71,6 +82,17 @@ fn grow_gpt(
         entry[MBR_SECTORS_AT..].copy_from_slice(&sectors.to_le_bytes());
     }
     Ok(growth)
+}
+
+/// None where the table is not to its reader's taste; what cannot be read or written is an error.
+fn refused<T>(answer: gptman::Result<T>) -> Result<Option<T>, gptman::Error> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            error @ (gptman::Error::Io(_) | gptman::Error::Deserialize(_) | gptman::Error::Seserialize(_)),
+        ) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// A primary partition that lies last; sectors are counted in 32 bits.
@@ -86,4 +108,91 @@ fn grow_mbr(
     let sectors = u32::try_from(size_bytes / SECTOR_BYTES).ok()?;
     sector[at..at + 4].copy_from_slice(&sectors.to_le_bytes());
     Some(Growth { start_bytes: part.start_bytes, size_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::foreign;
+
+    const OLD_BYTES: u64 = 8 << 20;
+    const NEW_BYTES: u64 = 24 << 20;
+
+    /// A disk with a GPT of a smaller one; `change` gets the table before it is written.
+    fn disk(change: impl FnOnce(&mut GPT)) -> File {
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.set_len(OLD_BYTES).unwrap();
+        let mut gpt = GPT::new_from(&mut disk, SECTOR_BYTES, [1; 16]).unwrap();
+        for (number, start) in [(1, 4096), (2, 2048)] {
+            gpt[number] = gptman::GPTPartitionEntry {
+                partition_type_guid: [7; 16],
+                unique_partition_guid: [number as u8; 16],
+                starting_lba: start,
+                ending_lba: start + 2047,
+                attribute_bits: 0,
+                partition_name: "x".into(),
+            };
+        }
+        change(&mut gpt);
+        let entries = gpt.iter().map(|(_, entry)| entry.clone()).collect::<Vec<_>>();
+        let count = gpt.header.number_of_partition_entries as usize;
+        gpt.header.write_into(&mut disk, SECTOR_BYTES, &entries[..count.min(entries.len())]).unwrap();
+        GPT::write_protective_mbr_into(&mut disk, SECTOR_BYTES).unwrap();
+        disk.set_len(NEW_BYTES).unwrap();
+        disk
+    }
+
+    fn grow(disk: &File) -> Result<Option<Growth>> {
+        let new_bytes = disk.metadata().unwrap().len();
+        let mut sector = [0; 512];
+        disk.read_exact_at(&mut sector, 0).unwrap();
+        let (kind, parts) = foreign::survey_bytes(disk, new_bytes).unwrap();
+        let last = parts.iter().max_by_key(|part| part.start_bytes);
+        grow_table(disk, new_bytes, kind, last, &mut sector)
+    }
+
+    #[test]
+    fn the_last_partition_takes_the_room_behind_it() {
+        let disk = disk(|_| {});
+        let growth = grow(&disk).unwrap().unwrap();
+        assert_eq!(growth, Growth { start_bytes: 2 << 20, size_bytes: (23 - 2) << 20 });
+        let (_, parts) = foreign::survey_bytes(&disk, NEW_BYTES).unwrap();
+        assert_eq!(parts[0].size_bytes, growth.size_bytes);
+    }
+
+    #[test]
+    fn the_copy_is_whole_however_little_is_added() {
+        for added in [512, 4096, 16 << 10, 17 << 10, 1 << 20] {
+            let disk = disk(|_| {});
+            let new_bytes = OLD_BYTES + added;
+            disk.set_len(new_bytes).unwrap();
+            grow(&disk).unwrap();
+            disk.write_all_at(&[0; 512], 512).unwrap();
+            let (_, parts) = foreign::survey_bytes(&disk, new_bytes).unwrap();
+            assert_eq!(parts.len(), 2, "{added}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_grown_stays_as_it_is() {
+        type Change = fn(&mut GPT);
+        let changes: [(&str, Change); 4] = [
+            ("no entries", |gpt| gpt.header.number_of_partition_entries = 0),
+            ("one GUID twice", |gpt| gpt[2].unique_partition_guid = gpt[1].unique_partition_guid),
+            ("another revision", |gpt| gpt.header.revision = [9, 9, 1, 0]),
+            ("a partition on the entries", |gpt| gpt[2].starting_lba = 3),
+        ];
+        for (what, change) in changes {
+            let disk = disk(change);
+            let before: Vec<u8> = head(&disk);
+            assert_eq!(grow(&disk).unwrap(), None, "{what}");
+            assert!(head(&disk) == before, "{what}");
+        }
+    }
+
+    fn head(disk: &File) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        disk.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
 }

@@ -18,6 +18,9 @@ const LEAST_BYTES: u64 = 8 << 10;
 /// A btrfs has its first superblock further in.
 const BTRFS_AT: u64 = 64 << 10;
 
+/// ext, swap and LVM have theirs before this.
+const FIRST_SUPERBLOCKS_END: u64 = 4096;
+
 /// A disk being written.
 pub struct HeldBack<'a> {
     disk: &'a Disk,
@@ -89,26 +92,35 @@ impl<'a> HeldBack<'a> {
         Ok(())
     }
 
-    /// All was right: writes what was held back, but for sector 0, which is returned. What stood at the end of a smaller
-    /// disk is a table's copy, which belongs to the end of this one.
+    /// All was right: writes what was held back, the disk's own superblocks last, but for sector 0, which is returned. What
+    /// stood at the end of a smaller disk is a table's copy, which belongs to the end of this one.
     pub fn release(&self) -> Result<[u8; SECTOR_BYTES as usize]> {
         let mut sector = [0; SECTOR_BYTES as usize];
-        for (range, bytes) in &self.held {
-            let mut bytes = &bytes[..];
-            let mut start = range.start;
-            if start == 0 {
-                let (first, rest) = bytes.split_at(SECTOR_BYTES as usize);
-                sector.copy_from_slice(first);
-                (bytes, start) = (rest, SECTOR_BYTES);
+        for (range, bytes) in self.held.iter().rev() {
+            if range.start > 0 {
+                self.write_now(bytes, range.start)?;
+                continue;
             }
-            self.disk.file.write_all_at(bytes, start).context("writing what identifies the disk")?;
+            let mut bytes = bytes.clone();
+            bytes.resize(bytes.len().max(sector.len()), 0);
+            sector.copy_from_slice(&bytes[..SECTOR_BYTES as usize]);
+            // Where there is no table, a kernel knows a filesystem by these: interrupted, the rest is there or they are not.
+            for start in [BTRFS_AT + BTRFS_SUPERBLOCK_BYTES, BTRFS_AT, FIRST_SUPERBLOCKS_END, SECTOR_BYTES] {
+                self.disk.file.sync_all().context("flushing the disk")?;
+                self.write_now(bytes.get(start as usize..).unwrap_or_default(), start)?;
+                bytes.truncate(start as usize);
+            }
         }
         self.disk.file.sync_all().context("flushing the disk")?;
         Ok(sector)
     }
 
+    fn write_now(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.disk.file.write_all_at(bytes, at).context("writing what identifies the disk")
+    }
+
     /// Writes sector 0: from here on the disk is what it was.
-    pub fn finish(self, sector: &[u8; SECTOR_BYTES as usize]) -> Result<()> {
+    pub fn finish(&self, sector: &[u8; SECTOR_BYTES as usize]) -> Result<()> {
         self.disk.file.write_all_at(sector, 0).context("writing the first sector")?;
         self.disk.flush_path_cache()
     }

@@ -135,10 +135,10 @@ impl Restoring<'_> {
                 grow(disk, self.workspace, &mut sector)?;
             }
             (self.fitting)(&mut sector)?;
-            Ok(sector)
+            report::step("flushing", || held.finish(&sector))
         });
         match finished {
-            Ok(sector) => report::step("flushing", || held.finish(&sector)),
+            Ok(()) => Ok(()),
             Err(error) => {
                 if self.keep_failed {
                     report::warning("keep_failed is set: the disk stays as it is, and is not fit for use");

@@ -218,6 +218,16 @@ fn read_gpt(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Result<Vec<Partit
     bail!("the disk is marked as GPT, but has no table that is whole ({})", damage.join("; "))
 }
 
+/// The sectors, in bytes, of a primary GPT that is whole and has room for partitions: what another reader can be let at.
+pub fn primary_gpt(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Option<u64> {
+    let whole = |sector_bytes| {
+        let header = read_header(disk, size_bytes, sector_bytes, 1).ok()?;
+        read_entries(disk, size_bytes, &header).ok().map(|_| header)
+    };
+    let first = SECTOR_SIZES.into_iter().find_map(whole)?;
+    (first.count > 0).then_some(first.sector_bytes)
+}
+
 /// What a header says of its entries, checked.
 struct Header {
     sector_bytes: u64,
