@@ -92,9 +92,7 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         return found.map(|()| Kind::Dump);
     }
     if first_bytes.get(TAR_MAGIC).is_some_and(|magic| magic.starts_with(b"ustar")) {
-        let name = first_bytes.strip_prefix(b"./").unwrap_or(first_bytes);
-        let ours = name.strip_prefix(image::MANIFEST.as_bytes()).is_some_and(|rest| rest.starts_with(b"\0"));
-        return Ok(if ours { Kind::Image } else { Kind::Tree });
+        return Ok(if image::begins(first_bytes) { Kind::Image } else { Kind::Tree });
     }
     if let Some((_, what, remedy)) = NOT_ACCEPTED.iter().find(|(magic, ..)| first_bytes.starts_with(magic)) {
         return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);

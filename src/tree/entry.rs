@@ -10,6 +10,10 @@ use super::pax::{Attribute, Records, Time};
 use super::sparse::Sparse;
 use super::{PATH_BYTES_MAX, PAX_BYTES_MAX, shown};
 
+/// Extended headers before one entry: each kind once is what tars write, and a few more where archives were joined. Without
+/// a bound a small stream that repeats itself would be read for ever.
+const EXTENDED_HEADERS_MAX: usize = 32;
+
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -60,7 +64,7 @@ struct Extended {
 /// The next entry; `None` at the end of the archive.
 pub(crate) fn next(input: &mut Input<'_>) -> Result<Option<Entry>> {
     let mut extended: Option<Extended> = None;
-    loop {
+    for _ in 0..=EXTENDED_HEADERS_MAX {
         let Some(block) = input.header()? else {
             ensure!(extended.is_none(), "the archive ends behind an extended header, {}", input.place());
             return Ok(None);
@@ -86,6 +90,7 @@ pub(crate) fn next(input: &mut Input<'_>) -> Result<Option<Entry>> {
             _ => return entry(&header, extended.unwrap_or_default(), input).map(Some),
         }
     }
+    bail!("more than {EXTENDED_HEADERS_MAX} extended headers follow each other {}", input.place())
 }
 
 fn context(input: &Input<'_>) -> String {

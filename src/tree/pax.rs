@@ -106,7 +106,11 @@ impl Records {
 impl SparseRecords {
     fn take(&mut self, keyword: &[u8], value: &[u8]) -> Result<()> {
         match keyword {
-            b"major" => self.map_in_data = decimal(value)? >= 1,
+            b"major" => {
+                let major = decimal(value)?;
+                ensure!(major <= 1, "expected a major version of 0 or 1");
+                self.map_in_data = major == 1;
+            }
             b"minor" => ensure!(decimal(value)? <= 1, "expected a minor version of 0 or 1"),
             b"name" => self.name = nonempty(value),
             b"realsize" | b"size" => self.real_size = Some(decimal(value)?),

@@ -37,8 +37,10 @@ pub fn export(
         size(disk.size_bytes)
     ));
     let (table, parts) = survey(&disk);
+    let exporting = || format!("exporting disk {index} of {}", instance.name);
     let in_use =
-        report::step("finding out what is in use", || used::of_disk(&disk, &parts, image::RANGES_MAX))?;
+        report::step("finding out what is in use", || used::of_disk(&disk, &parts, image::RANGES_MAX))
+            .with_context(exporting)?;
     let manifest = manifest(&disk, index, table, &parts, &in_use);
     for (part, whole) in parts.iter().zip(&in_use.whole) {
         report::line(&format!("{:>10}  {}", "", carried(part, whole.as_deref())));
@@ -53,7 +55,7 @@ pub fn export(
     announce(size_fd, stream_bytes);
     let sink = std::io::stdout().as_fd().try_clone_to_owned().context("opening standard output")?;
     report::long_step("writing the backup", || stream.write(&disk.file, sink.into()))
-        .with_context(|| format!("exporting disk {index} of {}", instance.name))?;
+        .with_context(exporting)?;
     report::line(&format!("{:8.2} s  disk {index} is exported", start.elapsed().as_secs_f64()));
     Ok(Outcome::Done)
 }

@@ -7,7 +7,7 @@ mod write;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use read::Image;
+pub use read::{Image, begins};
 pub use write::Export;
 
 use crate::report::WithHint;
@@ -24,6 +24,10 @@ pub(super) const DIGEST: &str = "digest";
 pub const MANIFEST_BYTES_MAX: u64 = 2 << 20;
 /// Runs of data, and of zeros, in a disk; whoever finds more joins those that lie close together.
 pub const RANGES_MAX: usize = 32 * 1024;
+
+/// A parser makes tens of bytes of each byte that separates something: what an honest one has, and some more.
+const MANIFEST_LINES_MAX: usize = 32 * 1024;
+const MANIFEST_ELEMENTS_MAX: usize = 4 * RANGES_MAX;
 
 /// What stands in instance.toml.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +84,11 @@ struct Version {
 }
 
 impl Manifest {
-    /// Reads and checks one that a stranger wrote: its ranges lie on its disk.
+    /// Reads and checks one that a stranger wrote: its ranges lie on its disk, and what has to be zero only once.
     pub fn parse(bytes: &[u8]) -> Result<Manifest> {
+        let count = |separators: &[u8]| bytes.iter().filter(|byte| separators.contains(byte)).count();
+        let small = count(b"\n=.") <= MANIFEST_LINES_MAX && count(b",[{") <= MANIFEST_ELEMENTS_MAX;
+        ensure!(small, "instance.toml has too many lines or elements");
         let text = std::str::from_utf8(bytes).context("reading instance.toml")?;
         let version: Version = toml::from_str(text).context("reading instance.toml")?;
         if version.format != FORMAT {
@@ -105,6 +112,8 @@ impl Manifest {
             let fits = start.checked_add(length).is_some_and(|end| end <= size);
             ensure!(fits, "instance.toml names {length} bytes at {start}, beyond the disk's {size}");
         }
+        let ascend = manifest.disk.zero.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
+        ensure!(ascend, "instance.toml has ranges of zeros that do not ascend");
         Ok(manifest)
     }
 

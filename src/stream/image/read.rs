@@ -99,6 +99,20 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Whether a tar that begins with `first_bytes` is a disk's: also one that another program packed, or in which something
+/// else comes first than should. As a tree it would become a disk of three files.
+pub fn begins(first_bytes: &[u8]) -> bool {
+    let mut rest = first_bytes;
+    let first = archive::next(&mut Input::new(&mut rest, &|| Ok(())));
+    let path = match &first {
+        Ok(Some(entry)) => &entry.path,
+        // Damaged: by what its first header seems to say.
+        _ => first_bytes.split(|byte| *byte == 0).next().unwrap_or_default(),
+    };
+    let name = path.strip_prefix(b"./").unwrap_or(path);
+    [MANIFEST, DISK, DIGEST].iter().any(|ours| ours.as_bytes() == name)
+}
+
 /// The next member, which must be the file `name`.
 fn next(input: &mut Input<'_>, name: &str) -> Result<Entry> {
     let entry = archive::next(input)?.with_context(|| format!("the backup ends before {name}"))?;

@@ -1,10 +1,11 @@
 //! Writes a disk's archive: its size is known before the first byte, and nothing but data passes once it has begun.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, Manifest};
 use crate::stream::outlet::Outlet;
@@ -68,8 +69,7 @@ impl Export {
             while at < run.end {
                 let mut piece = outlet.buffer()?;
                 piece.resize((run.end - at).min(BUFFER_BYTES as u64) as usize, 0);
-                disk.read_exact_at(&mut piece, at)
-                    .with_context(|| format!("reading the disk at byte {at}"))?;
+                read_piece(disk, &mut piece, at)?;
                 self.digest.add(&piece);
                 at += piece.len() as u64;
                 outlet.send(piece)?;
@@ -88,6 +88,20 @@ impl Export {
         output.finish()?;
         Ok(tail)
     }
+}
+
+/// Fills a piece with what stands at `at`; an error names the first byte that cannot be read.
+fn read_piece(disk: &File, piece: &mut [u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while done < piece.len() {
+        let here = at + done as u64;
+        match disk.read_at(&mut piece[done..], here) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) => bail!("the disk ends at byte {here}, but was longer at the beginning"),
+            read => done += read.with_context(|| format!("reading the disk at byte {here}"))?,
+        }
+    }
+    Ok(())
 }
 
 fn send(outlet: &mut Outlet, bytes: &[u8]) -> Result<()> {
