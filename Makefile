@@ -59,11 +59,11 @@ test-ganeti: build
 	tests/install-tools test
 	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
 
-# Every way in which a node breaks, one after the other, runs that are killed, damaged disks, then arbitrary input for
-# 20 s a target: about fifteen minutes.
+# Every way in which a node breaks, one after the other, runs that are killed, damaged disks and streams, then arbitrary
+# input for 20 s a target: about fifteen minutes.
 test-faults: build
 	tests/install-tools test
-	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks -- --ignored --test-threads=1
+	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks --test stream_faults -- --ignored --test-threads=1
 	tests/fuzz 20
 
 # Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.

@@ -3,54 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::backup::{export, export_env, import, import_env};
 use common::{GIB, Mounted, Node, fsck, log_of, partition_offset, root_offset, text, tool};
 
 const MIB: u64 = 1 << 20;
-
-fn export_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
-    let mut env = node.recorded("export", disk);
-    env.insert("EXPORT_DEVICE".into(), disk.display().to_string());
-    env.insert("EXPORT_DISK_PATH".into(), disk.display().to_string());
-    env.insert("EXP_SIZE_FD".into(), "7".into());
-    env
-}
-
-fn import_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
-    let mut env = node.recorded("import", disk);
-    env.insert("IMPORT_DEVICE".into(), disk.display().to_string());
-    env.insert("IMPORT_DISK_PATH".into(), disk.display().to_string());
-    env
-}
-
-/// Exports a disk to a file; the log. The size that Ganeti was told must be that of the stream.
-fn export(node: &Node, disk: &Path, stream: &Path) -> String {
-    let told = node.path().join("size");
-    let mut command = node.verb("export", &export_env(node, disk));
-    let output = command
-        .stdout(File::create(stream).unwrap())
-        .stderr(Stdio::piped())
-        .arg("--")
-        .output()
-        .map(|output| (output.status, text(&output.stderr)));
-    let (status, log) = output.unwrap();
-    assert!(status.success(), "{log}");
-    let _ = told;
-    log
-}
-
-fn import(node: &Node, disk: &Path, stream: &Path) -> (bool, String) {
-    let mut command = node.verb("import", &import_env(node, disk));
-    let output = command.stdin(File::open(stream).unwrap()).output().unwrap();
-    assert!(output.stdout.is_empty(), "stdout is not for words");
-    (output.status.success(), log_of(&output))
-}
 
 /// A guest's disk made with OS parameters.
 fn guest(node: &Node, name: &str, params: &[(&str, &str)]) -> PathBuf {

@@ -2,6 +2,7 @@
 //! shared by all, and a look at what is left behind.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod backup;
 pub mod guest;
 pub mod running;
 pub mod small_guest;

@@ -53,8 +53,13 @@ pub struct Family {
 }
 
 impl Running {
-    pub fn start(mut command: Command) -> Running {
-        killed_with_us(&mut command).stdout(Stdio::null()).stderr(Stdio::piped());
+    pub fn start(command: Command) -> Running {
+        Running::writing(command, Stdio::null())
+    }
+
+    /// With somewhere for its standard output.
+    pub fn writing(mut command: Command, stdout: Stdio) -> Running {
+        killed_with_us(&mut command).stdout(stdout).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
