@@ -1,0 +1,57 @@
+//! A disk's archive as export writes it, or anything else that a backup can be: opened, and what is an archive read to its
+//! end. Checksums of headers are made right first.
+#![no_main]
+
+use std::io::Cursor;
+
+use ganeti_instance_debootstrap::stream::image::Image;
+use ganeti_instance_debootstrap::stream::{self, Source};
+use libfuzzer_sys::fuzz_target;
+
+const BLOCK_BYTES: usize = 512;
+const CHECKSUM_AT: usize = 148;
+const MAGIC_AT: usize = 257;
+
+fuzz_target!(|input: &[u8]| {
+    let mut stream = input.to_vec();
+    for block in stream.chunks_exact_mut(BLOCK_BYTES) {
+        if block[MAGIC_AT..].starts_with(b"ustar") {
+            make_checksum_right(block);
+        }
+    }
+    let length = stream.len() as u64;
+    let mut source = match stream::open(Box::new(Cursor::new(stream))) {
+        Ok(Source::Image(source)) => source,
+        Ok(_) => return,
+        Err(refusal) => return assert!(!format!("{refusal:#}").is_empty()),
+    };
+    let Ok(mut image) = Image::open(&mut source, &|| Ok(())) else { return };
+    let size = image.manifest.disk.size_bytes;
+    let runs: Vec<(u64, u64)> = image.runs().collect();
+    let mut end = 0;
+    for (offset, length) in &runs {
+        assert!(*offset >= end && *length > 0, "runs ascend");
+        end = offset + length;
+    }
+    assert!(end <= size, "runs lie on the disk");
+    let mut pieces = 0;
+    let read = image.data(|offset, piece| {
+        let piece_end = offset + piece.len() as u64;
+        let run = runs.iter().find(|(start, length)| (*start..start + length).contains(&offset));
+        assert!(run.is_some_and(|(start, length)| piece_end <= start + length), "a piece lies in its run");
+        pieces += piece.len() as u64;
+        Ok(())
+    });
+    // What is packed can hold more than its bytes, what is not can not.
+    assert!(pieces <= length || !input.starts_with(b"instance.toml"), "data is what was read");
+    if read.is_ok() {
+        assert_eq!(pieces, runs.iter().map(|(_, length)| length).sum::<u64>());
+        let _ = image.finish();
+    }
+});
+
+fn make_checksum_right(header: &mut [u8]) {
+    header[CHECKSUM_AT..CHECKSUM_AT + 8].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
