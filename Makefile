@@ -63,7 +63,8 @@ test-ganeti: build
 # input for 20 s a target: about fifteen minutes.
 test-faults: build
 	tests/install-tools test
-	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks --test stream_faults -- --ignored --test-threads=1
+	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks --test stream_faults \
+	  --test rounds -- --ignored --test-threads=1
 	tests/fuzz 20
 
 # Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.

@@ -9,10 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::backup::{export, export_env, import, import_env};
+use common::backup::{self, assert_same_trees, dirty, env_of, export};
 use common::{GIB, Mounted, Node, fsck, log_of, partition_offset, root_offset, text, tool};
 
 const MIB: u64 = 1 << 20;
+
+fn import(node: &Node, disk: &Path, stream: &Path) -> (bool, String) {
+    backup::import(node, disk, File::open(stream).unwrap())
+}
 
 /// A guest's disk made with OS parameters.
 fn guest(node: &Node, name: &str, params: &[(&str, &str)]) -> PathBuf {
@@ -21,13 +25,6 @@ fn guest(node: &Node, name: &str, params: &[(&str, &str)]) -> PathBuf {
     env.extend(params.iter().map(|(key, value)| (format!("OSP_{}", key.to_uppercase()), (*value).into())));
     node.create(&env);
     disk
-}
-
-/// Wants two trees equal: names, content, owners, modes, times, links, attributes, ACLs.
-fn assert_same_trees(one: &Path, other: &Path) {
-    let slash = |path: &Path| format!("{}/", path.display());
-    let difference = tool("rsync", &["-naAXHi", "--checksum", "--delete", &slash(one), &slash(other)]);
-    assert_eq!(difference, "");
 }
 
 /// The two disks' roots at their offsets hold the same; both filesystems are clean.
@@ -41,32 +38,14 @@ fn assert_same_root(one: &Path, other: &Path, offset: u64, filesystem: &str) {
         copy.path()
     };
     let mounted = Mounted::with(other, &format!("ro,loop,offset={offset}"));
-    assert_same_trees(copied, mounted.path());
+    assert_same_trees(copied, mounted.path(), filesystem);
 }
 
-fn dirty(path: &Path, bytes: u64) {
-    let file = File::create(path).unwrap();
-    file.set_len(bytes).unwrap();
-    let noise: Vec<u8> = (0..MIB).map(|n| (n * 7 + n / 251) as u8 | 1).collect();
-    for at in (0..bytes).step_by(MIB as usize) {
-        let length = (bytes - at).min(MIB) as usize;
-        file.write_all_at(&noise[..length], at).unwrap();
-    }
-}
-
+/// tests/rounds.rs has every layout with every filesystem, and small trees.
 #[test]
-fn every_layout_and_filesystem_comes_back_on_an_equal_disk_and_on_a_larger_one() {
+fn a_debian_comes_back_on_an_equal_disk_and_on_a_larger_one() {
     let node = Node::new();
-    for (style, filesystem) in [
-        ("gpt", "ext4"),
-        ("msdos", "ext4"),
-        ("none", "ext4"),
-        ("gpt", "xfs"),
-        ("none", "xfs"),
-        ("msdos", "btrfs"),
-        ("none", "btrfs"),
-        ("msdos", "ext2"),
-    ] {
+    for (style, filesystem) in [("gpt", "ext4"), ("msdos", "xfs"), ("none", "btrfs")] {
         let disk =
             guest(&node, "d", &[("partition_style", style), ("filesystem", filesystem), ("swap", "no")]);
         let offset = if style == "none" { 0 } else { root_offset(&disk) };
@@ -99,37 +78,6 @@ fn every_layout_and_filesystem_comes_back_on_an_equal_disk_and_on_a_larger_one()
         fs::remove_file(&disk).unwrap();
         node.assert_nothing_left();
     }
-}
-
-#[test]
-fn what_is_no_guest_travels_whole_and_comes_back_byte_by_byte() {
-    let node = Node::bare();
-    let noise = |disk: &Path| dirty(disk, 64 * MIB);
-    let luks = |disk: &Path| {
-        dirty(disk, 64 * MIB);
-        File::options().write(true).open(disk).unwrap().write_all_at(b"LUKS\xba\xbe\x00\x02", 0).unwrap();
-    };
-    let empty = |disk: &Path| File::create(disk).unwrap().set_len(64 * MIB).unwrap();
-    let odd = |disk: &Path| dirty(disk, 64 * MIB - 512);
-    for what in ["noise", "luks", "empty", "an odd size"] {
-        let disk = node.path().join("disks/d");
-        match what {
-            "noise" => noise(&disk),
-            "luks" => luks(&disk),
-            "empty" => empty(&disk),
-            _ => odd(&disk),
-        }
-        let before = common::digest(&disk);
-        let stream = node.path().join("stream");
-        export(&node, &disk, &stream);
-        let copy = node.path().join("disks/copy");
-        dirty(&copy, fs::metadata(&disk).unwrap().len());
-        let (done, log) = import(&node, &copy, &stream);
-        assert!(done, "{what}\n{log}");
-        assert_eq!(common::digest(&disk), before, "{what}: export only reads");
-        tool("cmp", &[disk.to_str().unwrap(), copy.to_str().unwrap()]);
-    }
-    node.assert_nothing_left();
 }
 
 #[test]
@@ -253,7 +201,7 @@ fn an_export_that_cannot_be_written_says_whose_business_it_is() {
     let node = Node::bare();
     let disk = node.path().join("disks/d");
     dirty(&disk, 64 * MIB);
-    let env = export_env(&node, &disk);
+    let env = env_of(&node, "export", &disk);
     let (what, name) = ("error: exporting disk 0 of", &env["INSTANCE_NAME"]);
 
     let mut full = node.verb("export", &env);
@@ -286,7 +234,7 @@ fn an_export_that_cannot_be_written_says_whose_business_it_is() {
             "error: standard input is a terminal, and no backup comes from there\r\nhint: import < FILE\r\n",
         ),
     ] {
-        let env = if verb == "export" { env.clone() } else { import_env(&node, &disk) };
+        let env = if verb == "export" { env.clone() } else { env_of(&node, "import", &disk) };
         let mut command = node.verb(verb, &env);
         let before = common::digest(&disk);
         let output = on_a_terminal(&mut command, &line.replace("export", verb), &terminal);
@@ -321,7 +269,7 @@ fn on_a_terminal(command: &mut Command, line: &str, typescript: &Path) -> String
 fn an_export_says_first_what_it_does_and_then_what_travels() {
     let node = Node::new();
     let disk = guest(&node, "d", &[]);
-    let env = export_env(&node, &disk);
+    let env = env_of(&node, "export", &disk);
     let mut dry = node.verb("export", &env);
     let output = dry.arg("--dry-run").output().unwrap();
     assert!(output.status.success() && output.stdout.is_empty(), "{}", log_of(&output));
@@ -344,7 +292,9 @@ fn an_index_beyond_the_disks_is_refused_and_a_size_never_goes_into_the_backup() 
     let node = Node::bare();
     let disk = node.path().join("disks/d");
     dirty(&disk, 64 * MIB);
-    for (verb, mut env) in [("export", export_env(&node, &disk)), ("import", import_env(&node, &disk))] {
+    for (verb, mut env) in
+        [("export", env_of(&node, "export", &disk)), ("import", env_of(&node, "import", &disk))]
+    {
         let variable = format!("{}_INDEX", verb.to_uppercase());
         env.insert(variable.clone(), "1".into());
         let expected = format!(
@@ -353,7 +303,7 @@ fn an_index_beyond_the_disks_is_refused_and_a_size_never_goes_into_the_backup() 
         );
         assert_eq!(ends(node.verb(verb, &env), 3), (Some(1), expected));
     }
-    let mut env = export_env(&node, &disk);
+    let mut env = env_of(&node, "export", &disk);
     env.insert("EXP_SIZE_FD".into(), "1".into());
     let output = node.verb("export", &env).output().unwrap();
     let log = text(&output.stderr);

@@ -11,9 +11,10 @@ use super::foreign::{Part, TableKind, partitions};
 
 /// Partitions end at multiples of this, as every tool leaves them.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
-/// Where an MBR's entries stand in sector 0, and the sectors of each in them.
+/// Where an MBR's entries stand in sector 0, and in them the start and number of each one's sectors.
 const MBR_ENTRIES_AT: usize = 446;
 const MBR_ENTRY_BYTES: usize = 16;
+const MBR_START_AT: usize = 8;
 const MBR_SECTORS_AT: usize = 12;
 
 /// A part that is larger now.
@@ -57,7 +58,10 @@ fn grow_gpt(
     if !gpt.header.is_primary() || size_bytes < 2 * entries_bytes + ALIGNMENT_BYTES {
         return Ok(None);
     }
-    let old_copy = gpt.header.backup_lba.checked_mul(sector_bytes);
+    let old_lba = gpt.header.backup_lba;
+    // Where a partition lies, there never was a copy of this table.
+    let in_use = gpt.iter().any(|(_, p)| p.is_used() && (p.starting_lba..=p.ending_lba).contains(&old_lba));
+    let old_copy = old_lba.checked_mul(sector_bytes).filter(|_| !in_use);
     gpt.header.update_from(&mut io, sector_bytes).context(context)?;
     let usable_end = (gpt.header.last_usable_lba + 1) * sector_bytes;
     let end = usable_end / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
@@ -102,12 +106,22 @@ fn grow_mbr(
     sector: &mut [u8; SECTOR_BYTES as usize],
 ) -> Option<Growth> {
     let part = last.filter(|part| part.number.is_some_and(|number| (1..=4).contains(&number)))?;
+    // An extended partition without a logical one lies behind everything, too, and is no part.
+    let entries = sector[MBR_ENTRIES_AT..510].chunks_exact(MBR_ENTRY_BYTES);
+    let starts = entries.filter(|entry| entry[4] != 0).map(|entry| le32(&entry[MBR_START_AT..]));
+    if starts.max().is_some_and(|start| u64::from(start) * SECTOR_BYTES > part.start_bytes) {
+        return None;
+    }
     let end = size_bytes.min(u64::from(u32::MAX) * SECTOR_BYTES) / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
     let size_bytes = end.checked_sub(part.start_bytes).filter(|size| *size > part.size_bytes)?;
     let at = MBR_ENTRIES_AT + (part.number? as usize - 1) * MBR_ENTRY_BYTES + MBR_SECTORS_AT;
     let sectors = u32::try_from(size_bytes / SECTOR_BYTES).ok()?;
     sector[at..at + 4].copy_from_slice(&sectors.to_le_bytes());
     Some(Growth { start_bytes: part.start_bytes, size_bytes })
+}
+
+fn le32(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 
-use crate::disk::foreign::{self, Content, Part, ReadAt, TableKind, WithSector, partitions};
+use crate::disk::foreign::{self, Content, Part, ReadAt, TableKind, Volume, WithSector, partitions};
 use crate::disk::{Disk, Filesystem, Growth, HeldBack, LoopDevice, SECTOR_BYTES, grow_table};
 use crate::guest::{Tree, Workspace};
 use crate::report::{self, WithHint, size};
@@ -229,35 +229,51 @@ fn grow_last(
     }
 }
 
-/// By the filesystem's own tools, on a loop device that shows nothing else. One that cannot be grown (damaged, or a btrfs
-/// whose copy this node has mounted) is what was backed up all the same: it keeps its size, with a word.
+/// By the filesystem's own tools, on a loop device that shows nothing else. One that cannot be grown (damaged, of a kind or
+/// size that its tool refuses, or a btrfs whose copy this node has mounted) is what was backed up all the same: it keeps
+/// its size, with a word.
 fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Growth) -> Result<()> {
     let Content::Filesystem(volume) = part.content else { return Ok(()) };
     disk.flush_path_cache()?;
     let device = LoopDevice::attach_part(disk, growth.start_bytes, growth.size_bytes)?;
     let path = device.path();
-    let ready = match volume.filesystem {
-        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => check_ext(&path).map(|()| None),
-        Filesystem::Xfs | Filesystem::Btrfs => {
-            workspace.mount_found(&path, volume, "grown", Tree::Strangers).map(Some)
-        }
+    let refusal = match volume.filesystem {
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => grow_ext(&path)?,
+        Filesystem::Xfs | Filesystem::Btrfs => grow_mounted(&path, workspace, volume)?,
     };
-    match ready {
-        Err(error) => {
-            signals::check()?;
-            report::warning(&format!("the filesystem keeps its size: {}", report::sentence(&error)));
-        }
-        Ok(None) => Tool::new("resize2fs").arg(&path).quiet().run()?,
-        Ok(Some(mut root)) => {
-            let tool = match volume.filesystem {
-                Filesystem::Xfs => Tool::new("xfs_growfs").arg("-d"),
-                _ => Tool::new("btrfs").args(["filesystem", "resize", "max"]),
-            };
-            tool.arg(root.path()).quiet().run()?;
-            root.finish()?;
-        }
+    if let Some(error) = refusal {
+        signals::check()?;
+        report::warning(&format!("the filesystem keeps its size: {}", report::sentence(&error)));
     }
     device.finish()
+}
+
+/// Why it keeps its size, if it does.
+fn grow_ext(device: &Path) -> Result<Option<Error>> {
+    if let Err(error) = check_ext(device) {
+        return Ok(Some(error));
+    }
+    let Err(error) = Tool::new("resize2fs").arg(device).quiet().run() else { return Ok(None) };
+    // Some kinds it refuses before it has changed anything; whatever it left half done is no backup's filesystem.
+    match Tool::new("e2fsck").args(["-f", "-n"]).arg(device).quiet().run() {
+        Ok(()) => Ok(Some(error)),
+        Err(_) => Err(error),
+    }
+}
+
+/// The same, by the kernel, which grows it or leaves it.
+fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<Option<Error>> {
+    let mut root = match workspace.mount_found(device, volume, "grown", Tree::Strangers) {
+        Ok(root) => root,
+        Err(error) => return Ok(Some(error)),
+    };
+    let tool = match volume.filesystem {
+        Filesystem::Xfs => Tool::new("xfs_growfs").arg("-d"),
+        _ => Tool::new("btrfs").args(["filesystem", "resize", "max"]),
+    };
+    let refusal = tool.arg(root.path()).quiet().run().err();
+    root.finish()?;
+    Ok(refusal)
 }
 
 /// resize2fs and tune2fs want a filesystem that was checked, and its journal replayed.

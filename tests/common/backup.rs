@@ -1,51 +1,82 @@
-//! export and import as noded runs them, with a file for the stream.
+//! Backups in a test: export as noded runs it, with its count of the bytes to come, and import; both within our bound
+//! of memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use super::{Node, log_of, text};
+use super::running::{Family, Running};
+use super::{Node, tool};
 
-pub fn export_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
-    let mut env = node.recorded("export", disk);
-    env.insert("EXPORT_DEVICE".into(), disk.display().to_string());
-    env.insert("EXPORT_DISK_PATH".into(), disk.display().to_string());
-    env.insert("EXP_SIZE_FD".into(), "7".into());
+/// For a whole disk on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+const MIB: u64 = 1 << 20;
+
+/// The environment of "export" or "import" for a disk.
+pub fn env_of(node: &Node, verb: &str, disk: &Path) -> BTreeMap<String, String> {
+    let mut env = node.recorded(verb, disk);
+    let prefix = verb.to_uppercase();
+    env.insert(format!("{prefix}_DEVICE"), disk.display().to_string());
+    env.insert(format!("{prefix}_DISK_PATH"), disk.display().to_string());
     env
 }
 
-pub fn import_env(node: &Node, disk: &Path) -> BTreeMap<String, String> {
-    let mut env = node.recorded("import", disk);
-    env.insert("IMPORT_DEVICE".into(), disk.display().to_string());
-    env.insert("IMPORT_DISK_PATH".into(), disk.display().to_string());
-    env
-}
-
-/// Exports a disk to a file; the log. The size that Ganeti was told must be that of the stream.
+/// Exports a disk to a file; the log. The size that Ganeti is told must be the stream's.
 pub fn export(node: &Node, disk: &Path, stream: &Path) -> String {
-    let told = node.path().join("size");
-    let verb = node.verb("export", &export_env(node, disk));
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", "exec 7>\"$SIZE\"; exec \"$0\" \"$@\""])
-        .arg(verb.get_program())
-        .args(verb.get_args());
-    command.env_clear().envs(verb.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.env("SIZE", &told).current_dir(verb.get_current_dir().unwrap());
-    let output =
-        command.stdin(Stdio::null()).stdout(File::create(stream).unwrap()).stderr(Stdio::piped()).output();
-    let output = output.unwrap();
-    let log = text(&output.stderr);
-    assert!(output.status.success(), "{log}");
-    assert_eq!(fs::read_to_string(told).unwrap(), format!("{}\n", fs::metadata(stream).unwrap().len()));
+    let told = node.path().join("told");
+    let size_file = File::create(&told).unwrap();
+    // A copy that children inherit.
+    let inherited = nix::unistd::dup(&size_file).unwrap();
+    let mut env = env_of(node, "export", disk);
+    env.insert("EXP_SIZE_FD".into(), inherited.as_raw_fd().to_string());
+    let running = Running::writing(node.verb("export", &env), File::create(stream).unwrap().into());
+    drop(inherited);
+    let ended = running.end_within(PATIENCE, Family::default());
+    assert!(ended.status.success(), "{}", ended.log);
+    let size_bytes = fs::metadata(stream).unwrap().len();
+    assert_eq!(fs::read_to_string(told).unwrap(), format!("{size_bytes}\n"), "{}", ended.log);
+    ended.log
+}
+
+/// Imports a file, or what a pipe brings; whether it was done, and the log.
+pub fn import(node: &Node, disk: &Path, stream: impl Into<Stdio>) -> (bool, String) {
+    let mut command: Command = node.verb("import", &env_of(node, "import", disk));
+    command.stdin(stream);
+    let words = node.path().join("words");
+    let running = Running::writing(command, File::create(&words).unwrap().into());
+    let ended = running.end_within(PATIENCE, Family::default());
+    assert_eq!(fs::read_to_string(words).unwrap(), "", "stdout is not for words");
+    assert!(!ended.log.contains("panicked"), "{}", ended.log);
+    (ended.status.success(), ended.log)
+}
+
+/// Imports a file and wants it done; the log.
+pub fn imported(node: &Node, disk: &Path, stream: &Path) -> String {
+    let (done, log) = import(node, disk, File::open(stream).unwrap());
+    assert!(done, "{log}");
     log
 }
 
-/// Imports a file; whether that was done, and the log.
-pub fn import(node: &Node, disk: &Path, stream: &Path) -> (bool, String) {
-    let mut command = node.verb("import", &import_env(node, disk));
-    let output = command.stdin(File::open(stream).unwrap()).output().unwrap();
-    assert!(output.stdout.is_empty(), "stdout is not for words");
-    (output.status.success(), log_of(&output))
+/// A disk full of what another left.
+pub fn dirty(path: &Path, size_bytes: u64) {
+    let file = File::create(path).unwrap();
+    let noise: Vec<u8> = (0..MIB).map(|n| (n * 7 + n / 251) as u8 | 1).collect();
+    for at in (0..size_bytes).step_by(MIB as usize) {
+        let length = (size_bytes - at).min(MIB) as usize;
+        file.write_all_at(&noise[..length], at).unwrap();
+    }
+}
+
+/// Wants two trees equal: names, content, owners, modes, times, links, attributes, ACLs.
+pub fn assert_same_trees(one: &Path, other: &Path, what: &str) {
+    let slash = |path: &Path| format!("{}/", path.display());
+    // xfs shows an ACL a second time.
+    let options =
+        ["-naAXHi", "--checksum", "--delete", "--exclude=/lost+found", "--filter=-x trusted.SGI_ACL_*"];
+    let difference = tool("rsync", &[&options[..], &[&slash(one), &slash(other)]].concat());
+    assert_eq!(difference, "", "{what}");
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::archive::{Backup, regions};
 use crate::bytes::Numbers;
-use crate::common::backup::{export, export_env, import_env};
+use crate::common::backup::{env_of, export};
 use crate::common::running::{Ended, Family, Running, SOON};
 use crate::common::{Node, tool};
 
@@ -107,7 +107,7 @@ impl Bench {
     }
 
     pub fn import_command(&self, target: &Path, input: Stdio) -> Command {
-        let mut env = import_env(&self.node, target);
+        let mut env = env_of(&self.node, "import", target);
         env.insert("OSP_PARTITION_STYLE".into(), "none".into());
         env.insert("OSP_BOOT".into(), "no".into());
         let mut command = self.node.verb("import", &env);
@@ -122,7 +122,7 @@ impl Bench {
     }
 
     pub fn export_command(&self, disk: &Path) -> Command {
-        let mut env = export_env(&self.node, disk);
+        let mut env = env_of(&self.node, "export", disk);
         env.remove("EXP_SIZE_FD");
         self.node.verb("export", &env)
     }

@@ -71,31 +71,41 @@ pub fn identify(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64
         Ok(Some(bytes))
     };
     let Some(start) = read(0)? else { return Ok(Content::Unknown) };
-    let has = |at: usize, magic: &[u8]| start[at..].starts_with(magic);
-    if has(0, b"XFSB") {
+    if start.starts_with(b"XFSB") {
         return Ok(xfs(&start));
     }
-    if let Some(content) = read(BTRFS_AT)?.as_ref().and_then(btrfs) {
-        return Ok(content);
+    let first = match read(EXT_AT)?.as_ref().and_then(ext) {
+        Some(content) => content,
+        None => at_start(&start),
+    };
+    match read(BTRFS_AT)?.as_ref().and_then(btrfs) {
+        Some(btrfs) if first == Content::Unknown => Ok(btrfs),
+        // Its mkfs clears what lies before it: this is what is left of it below something newer, or within.
+        Some(_) => Ok(Content::Other(format!("{first} over a btrfs"))),
+        None => Ok(first),
     }
-    if let Some(content) = read(EXT_AT)?.as_ref().and_then(ext) {
-        return Ok(content);
-    }
+}
+
+/// What the first bytes say.
+fn at_start(start: &[u8; SUPERBLOCK_BYTES]) -> Content {
+    let has = |at: usize, magic: &[u8]| start[at..].starts_with(magic);
     // mkswap(8): the mark ends the first page, the UUID stands behind the boot bits and four numbers.
     if has(SUPERBLOCK_BYTES - 10, b"SWAPSPACE2") {
-        return Ok(Content::Swap(uuid(&start[1036..1052])));
+        return Content::Swap(uuid(&start[1036..1052]));
     }
     if has(0x52, b"FAT32") || has(0x36, b"FAT1") {
-        return Ok(Content::Fat(fat(&start)));
+        return Content::Fat(fat(start));
     }
-    let known: [(usize, &[u8], &str); 4] = [
+    let known: [(usize, &[u8], &str); 6] = [
         (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
         (0x218, b"LVM2 001", "a physical volume of LVM"),
         (3, b"NTFS    ", "NTFS"),
         (3, b"EXFAT   ", "exFAT"),
+        (0x400, b"\x10\x20\xf5\xf2", "f2fs"),
+        (0, b"hsqs", "squashfs"),
     ];
     let found = known.iter().find(|(at, magic, _)| has(*at, magic));
-    Ok(found.map_or(Content::Unknown, |(_, _, what)| Content::Other((*what).into())))
+    found.map_or(Content::Unknown, |(_, _, what)| Content::Other((*what).into()))
 }
 
 /// Offsets are those of Microsoft's FAT specification (fatgen103).
