@@ -11,38 +11,13 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::live::{Dice, assert_kept, hash, write_until, write_until_shut_down};
 use common::{GIB, Mounted, tool};
 use ganeti_instance_debootstrap::disk::foreign::ReadAt;
 use ganeti_instance_debootstrap::disk::used::{Usage, UsedMap, btrfs, xfs};
 use ganeti_instance_debootstrap::sys;
-use sha2::{Digest, Sha256};
 
 const MIB: u64 = 1 << 20;
-
-/// Numbers that look random and are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length + 8);
-        while bytes.len() < length {
-            bytes.extend(self.next().to_le_bytes());
-        }
-        bytes.truncate(length);
-        bytes
-    }
-}
 
 /// A directory for the images of one test.
 fn scratch() -> tempfile::TempDir {
@@ -93,10 +68,6 @@ fn fill(root: &Path, dice: &mut Dice, data_bytes: u64) {
     let mut large = File::create(root.join("large")).unwrap();
     large.write_all(&dice.bytes(data_bytes as usize / 4)).unwrap();
     large.sync_all().unwrap();
-}
-
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Every name, with what it is and holds.
@@ -264,59 +235,6 @@ fn a_copy_of_what_xfs_uses_is_that_xfs() {
     }
 }
 
-/// What a writer was promised: content by name.
-type Promises = BTreeMap<String, String>;
-
-/// Writes, fsyncs, changes and deletes until `until`, or until the filesystem fails.
-fn write_until(root: &Path, dice: &mut Dice, until: Instant) -> Promises {
-    let mut promises = Promises::new();
-    while Instant::now() < until {
-        if write_one(root, dice, &mut promises).is_err() {
-            break;
-        }
-    }
-    promises
-}
-
-fn write_one(root: &Path, dice: &mut Dice, promises: &mut Promises) -> io::Result<()> {
-    let name = format!("live{}/{}", dice.below(20), dice.below(3000));
-    // From here on it may be there or not.
-    promises.remove(&name);
-    let path = root.join(&name);
-    fs::create_dir_all(path.parent().unwrap())?;
-    if dice.below(4) == 0 {
-        return fs::remove_file(&path)
-            .or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) });
-    }
-    let size_bound = if dice.below(8) == 0 { 400 << 10 } else { 20 << 10 };
-    let length = dice.below(size_bound) as usize;
-    let bytes = dice.bytes(length);
-    let mut file = File::create(&path)?;
-    // In pieces with holes, backwards: many small extents.
-    for start in (0..bytes.len()).step_by(12 << 10).rev() {
-        file.write_all_at(&bytes[start..bytes.len().min(start + (12 << 10))], start as u64)?;
-    }
-    file.flush()?;
-    if dice.below(150) == 0 {
-        // A commit of all that there is.
-        nix::unistd::syncfs(&file)?;
-    }
-    if dice.below(3) == 0 {
-        file.sync_all()?;
-        // An fsync that the end of the filesystem overtook can say yes; nothing that comes after it can.
-        file.metadata()?;
-        promises.insert(name, hash(&bytes));
-    }
-    Ok(())
-}
-
-fn assert_kept(root: &Path, promises: &Promises, what: &str) {
-    for (name, wanted) in promises {
-        let found = fs::read(root.join(name)).unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
-        assert_eq!(&hash(&found), wanted, "{what}: {name}");
-    }
-}
-
 /// Version 4 is no longer mounted by every kernel: mkfs itself fills it, and reads it back.
 #[test]
 fn a_copy_of_what_xfs_of_version_4_uses_is_that_xfs() {
@@ -369,14 +287,8 @@ fn an_xfs_that_was_stopped_dead_is_copied_with_its_log() {
         args.push(original.to_str().unwrap());
         tool("mkfs.xfs", &args);
         let mounted = Mounted::with(&original, &format!("loop,{mount_options}"));
-        let mut dice = Dice(77 + round as u64);
-        let (root, until) = (mounted.path(), Instant::now() + Duration::from_millis(300 + 20 * round as u64));
-        let promises = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| write_until(root, &mut dice, until + Duration::from_secs(5)));
-            std::thread::sleep(until - Instant::now());
-            sys::shut_down_fs(&File::open(root).unwrap()).unwrap();
-            writer.join().unwrap()
-        });
+        let after = Duration::from_millis(300 + 20 * round as u64);
+        let promises = write_until_shut_down(mounted.path(), &mut Dice(77 + round as u64), after);
         drop(mounted);
         assert!(!promises.is_empty(), "{what}");
         let usage = usage_of_xfs(&original);

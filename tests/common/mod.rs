@@ -4,6 +4,7 @@
 
 pub mod backup;
 pub mod guest;
+pub mod live;
 pub mod running;
 pub mod small_guest;
 pub mod stepping;
