@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::backup::{export, imported};
 use common::guest::{Firmware, Guest};
 use common::{GIB, Mounted, Node, log_of, partition_offset, root_offset, text, tool};
 
@@ -285,6 +286,38 @@ fn xfs_and_btrfs_roots_boot() {
         let disk = bootable_disk(&node, filesystem, &[("suite", "trixie"), ("filesystem", filesystem)]);
         let mut guest = boot(firmware, &disk, &[]);
         assert_eq!(guest.run("findmnt -no FSTYPE /"), filesystem);
+    }
+}
+
+#[test]
+#[ignore = "run by make test-boot"]
+fn a_backup_boots_on_a_larger_disk() {
+    let node = Node::bootable("trixie");
+    for (style, filesystem, firmwares) in [
+        ("gpt", "ext4", &[Firmware::SeaBios, Firmware::Ovmf][..]),
+        ("msdos", "ext4", &[Firmware::SeaBios]),
+        ("gpt", "xfs", &[Firmware::SeaBios]),
+        ("gpt", "btrfs", &[Firmware::Ovmf]),
+    ] {
+        let params =
+            [("suite", "trixie"), ("partition_style", style), ("filesystem", filesystem), ("swap", "128M")];
+        let disk = bootable_disk(&node, "d", &params);
+        let stream = node.path().join("stream");
+        export(&node, &disk, &stream);
+        let size_bytes = fs::metadata(&disk).unwrap().len();
+        fs::remove_file(&disk).unwrap();
+        let larger = node.disk("larger", size_bytes + GIB + 512);
+        imported(&node, &larger, &stream);
+        for firmware in firmwares {
+            let mut guest = boot(*firmware, &larger, &[]);
+            assert_eq!(guest.run("findmnt -no SOURCE,FSTYPE /"), format!("/dev/vda1 {filesystem}"));
+            assert_eq!(guest.run("swapon --noheadings --show=NAME,SIZE"), "/dev/vda2 128M");
+            let room: u64 = guest.run("findmnt -bno SIZE /").parse().unwrap();
+            assert!(room > size_bytes, "{style} {filesystem}: {room}");
+            guest.power_off();
+        }
+        fs::remove_file(&larger).unwrap();
+        node.assert_nothing_left();
     }
 }
 
