@@ -72,6 +72,11 @@ test-boot: build
 	tests/install-tools test
 	$(CARGO) test --locked --no-fail-fast --test boot --test source --test examples --test upgrade --test xen -- --ignored --test-threads=1
 
+# Side by side with the predecessor of Debian's archive: `make bench CASES="export import" ROUNDS=3`.
+bench:
+	tests/install-tools bench
+	$(CARGO) bench --locked --bench speed -- $(if $(ROUNDS),--rounds $(ROUNDS)) $(CASES)
+
 # The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
 deb:
 	tests/install-tools test
@@ -82,4 +87,4 @@ deb:
 	rm -rf $(TARGET_DIR)/deb/source
 	ls $(TARGET_DIR)/deb/*.deb
 
-.PHONY: all build install demo test test-ganeti test-faults test-boot deb
+.PHONY: all build install demo test test-ganeti test-faults test-boot bench deb

@@ -1,0 +1,86 @@
+//! The machine that is measured on: a Debian tree with both programs, entered in namespaces of its own. Leaves nothing but
+//! what was measured; must not measure anything itself.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cases::{Case, Report};
+use crate::common::{self, PROGRAM};
+use crate::held::Held;
+use crate::node::{Node, admins_environment};
+use crate::sides::{BENCH, OURS, SUITE, TREES, predecessors_tree};
+use crate::trees::Suite;
+use crate::tuned::{data_dir, write_resolver};
+
+/// Runs the cases on a machine made for it; the raw runs stay in target/bench.json.
+pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {
+    let suite = Suite::of_this_machine();
+    eprintln!("== A machine with version {} and with this one", suite.version);
+    let before = Held::now()?;
+    let node = Node::unpack(&suite.node_tree()?)?;
+    node.apt_install(&suite.predecessor())?;
+    write_resolver(&node)?;
+    place_ours(&node)?;
+    place_trees(&node)?;
+
+    let runs = format!("{BENCH}/runs.json");
+    let status = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"])
+        .arg("sh")
+        .arg(data_dir().join("enter.sh"))
+        .arg(&node.root)
+        .args(["0022", BENCH])
+        .args(admins_environment())
+        .args([&format!("{BENCH}/speed"), "inside", &runs, &rounds.to_string()])
+        .args(cases.iter().map(|case| case.name))
+        .stdin(Stdio::null())
+        .status()
+        .context("entering the machine")?;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench.json");
+    if node.path(&runs).exists() {
+        fs::copy(node.path(&runs), &kept)?;
+    }
+    before.nothing_new_is_left_by(&node)?;
+    ensure!(status.success(), "measuring: {status}");
+    serde_json::from_slice(&fs::read(kept)?).context("reading what was measured")
+}
+
+/// The program and this one, as they were built.
+fn place_ours(node: &Node) -> Result<()> {
+    let os = node.path(OURS);
+    fs::create_dir_all(&os)?;
+    fs::copy(PROGRAM, node.path(BENCH).join("program"))?;
+    fs::copy("/proc/self/exe", node.path(BENCH).join("speed"))?;
+    for verb in ["create", "import", "export", "rename", "verify"] {
+        std::os::unix::fs::symlink("../program", os.join(verb))?;
+    }
+    for file in ["ganeti_api_version", "parameters.list", "common.sh", "variants.list"] {
+        fs::copy(common::project().join("os-def").join(file), os.join(file))?;
+    }
+    let recorded = node.path(BENCH).join("ganeti-env");
+    fs::create_dir(&recorded)?;
+    for entry in fs::read_dir(common::project().join("tests/ganeti-env"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), recorded.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// One tree is in both caches, as one file: neither has it in the page cache alone.
+fn place_trees(node: &Node) -> Result<()> {
+    let ours = node.path(TREES);
+    fs::create_dir(&ours)?;
+    for entry in fs::read_dir(common::shared_cache())? {
+        let entry = entry?;
+        fs::hard_link(entry.path(), ours.join(entry.file_name()))?;
+        if entry.path().extension().is_some_and(|extension| extension == "tar") {
+            let theirs = node.path(&predecessors_tree());
+            fs::create_dir_all(theirs.parent().context("a directory")?)?;
+            fs::hard_link(entry.path(), theirs).with_context(|| format!("two trees of {SUITE}"))?;
+        }
+    }
+    Ok(())
+}
