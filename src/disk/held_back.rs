@@ -1,10 +1,12 @@
 //! A disk that is written from a stream nobody has vouched for yet: what a kernel or firmware would take it for something by
 //! is held back in memory until the rest is known to be right, and sector 0 is the last write of all.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Advice, fadvise};
 
 use super::wipe::{BTRFS_MIRRORS, BTRFS_SUPERBLOCK_BYTES, zero_range};
 use super::{Disk, SECTOR_BYTES, wipe_ends, wipe_root};
@@ -15,6 +17,8 @@ const HEAD_BYTES: u64 = 1 << 20;
 /// swap and LUKS stand.
 const BUDGET_BYTES: u64 = 16 << 20;
 const LEAST_BYTES: u64 = 8 << 10;
+/// How much is written before the disk is told to begin.
+const BEHIND_BYTES: u64 = 8 << 20;
 /// A btrfs has its first superblock further in.
 const BTRFS_AT: u64 = 64 << 10;
 
@@ -29,6 +33,8 @@ pub struct HeldBack<'a> {
     partitions: Vec<(u64, u64)>,
     /// Ascending and apart.
     held: Vec<(Range<u64>, Vec<u8>)>,
+    /// What was written lately, and need not be on its way to the disk yet.
+    behind: Range<u64>,
 }
 
 impl<'a> HeldBack<'a> {
@@ -47,7 +53,7 @@ impl<'a> HeldBack<'a> {
             let bytes = vec![0; (range.end - range.start) as usize];
             (range, bytes)
         });
-        let written = HeldBack { disk, size_bytes, held: held.collect(), partitions };
+        let written = HeldBack { disk, size_bytes, held: held.collect(), partitions, behind: 0..0 };
         written.wipe()?;
         Ok(written)
     }
@@ -73,7 +79,21 @@ impl<'a> HeldBack<'a> {
                 .copy_from_slice(&bytes[(start - offset) as usize..(stop - offset) as usize]);
             at = stop;
         }
-        if at < end { write(at..end) } else { Ok(()) }
+        if at < end {
+            write(at..end)?;
+        }
+        self.behind = self.behind.start.min(offset)..self.behind.end.max(end);
+        if self.behind.end - self.behind.start >= BEHIND_BYTES {
+            self.start_writing_out()?;
+        }
+        Ok(())
+    }
+
+    /// The disk works while more comes, and not only at the end; nor does the node lose what its page cache holds of others.
+    fn start_writing_out(&mut self) -> Result<()> {
+        let (start, length) = (self.behind.start, NonZeroU64::new(self.behind.end - self.behind.start));
+        self.behind = self.behind.end..self.behind.end;
+        fadvise(&self.disk.file, start, length, Advice::DontNeed).context("starting to write the disk out")
     }
 
     /// Makes `length` bytes at `offset` read as zeros; what is held back does already.

@@ -8,8 +8,10 @@ mod outlet;
 pub mod qcow2;
 
 use std::io::Read;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
+use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::disk::foreign;
 use crate::report::WithHint;
@@ -39,6 +41,9 @@ const UNPACK: &str = "unpack it first, or pack it as gzip, zstd or xz";
 /// Where a tar's header says that it is one.
 const TAR_MAGIC: std::ops::Range<usize> = 257..263;
 
+/// What whoever is not root may give a pipe.
+const PIPE_BYTES: i32 = 1 << 20;
+
 /// How much of an unknown stream is shown.
 const SHOWN_BYTES: usize = 16;
 
@@ -65,6 +70,12 @@ pub enum Source {
     Tree(Box<dyn Read>),
     /// A raw disk, and its first bytes again.
     Raw(Box<dyn Read>, Vec<u8>),
+}
+
+/// Gives a pipe more room. With the 64 KiB that it has at first both sides wait for each other all the time; what is no
+/// pipe, or may not grow, goes as well.
+pub fn widen(pipe: impl AsFd) {
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
 }
 
 /// Looks at the first bytes of `input`, unpacks what is compressed, and says what it is. An error

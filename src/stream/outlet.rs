@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::widen;
 use crate::report::Hint;
 use crate::signals;
 
 /// As long as the writer works, the filler fills the next.
-const BUFFERS: usize = 3;
+const BUFFERS: usize = 4;
 /// How often a waiting filler looks for signals.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -38,12 +39,12 @@ pub struct Outlet {
 impl Outlet {
     /// Takes the sink; the thread ends with it, or with the process.
     pub fn to(mut sink: File, buffer_bytes: usize) -> Outlet {
+        widen(&sink);
         let (full, to_write) = channel::<Vec<u8>>();
         let (written, empty) = channel();
         thread::spawn(move || {
-            for mut buffer in to_write {
+            for buffer in to_write {
                 let result = sink.write_all(&buffer);
-                buffer.clear();
                 if written.send(result.map(|()| buffer)).is_err() {
                     return;
                 }
@@ -53,7 +54,7 @@ impl Outlet {
         Outlet { full, empty, spare }
     }
 
-    /// An empty buffer to fill; waits until there is one.
+    /// A buffer to fill, with what it carried before: emptying it would have it zeroed again. Waits until there is one.
     pub fn buffer(&mut self) -> Result<Vec<u8>> {
         match self.spare.pop() {
             Some(buffer) => Ok(buffer),

@@ -59,6 +59,7 @@ pub fn import(
     warn(&settings);
     // What is no backup is refused before the disk is touched.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
+    stream::widen(&stdin);
     let stdin = signals::Interruptible(std::fs::File::from(stdin));
     let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;

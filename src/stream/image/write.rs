@@ -11,8 +11,8 @@ use super::{DIGEST, DISK, Digest, MANIFEST, Manifest};
 use crate::stream::outlet::Outlet;
 use crate::tree::archive::{self, Extent, Member, Output, Sparse, Time};
 
-/// Each of the few buffers that carry all data.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Each of the few buffers that carry all data: what was read is hashed, and written, while the processor's cache has it.
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// An archive that is ready to be written.
 pub struct Export {
@@ -107,6 +107,7 @@ fn read_piece(disk: &File, piece: &mut [u8], at: u64) -> Result<()> {
 fn send(outlet: &mut Outlet, bytes: &[u8]) -> Result<()> {
     for piece in bytes.chunks(BUFFER_BYTES) {
         let mut buffer = outlet.buffer()?;
+        buffer.clear();
         buffer.extend_from_slice(piece);
         outlet.send(buffer)?;
     }
