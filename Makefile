@@ -48,7 +48,7 @@ test:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	shellcheck tests/install-tools tests/demo tests/fuzz tests/ganeti/cluster tests/upgrade/enter.sh \
+	shellcheck benches/speed/by-hand tests/install-tools tests/demo tests/fuzz tests/ganeti/cluster tests/upgrade/enter.sh \
 	  tests/xen/init tests/xen/make-dom0 tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second \
 	  $(addprefix tests/upgrade/field/,beside kpartx read hooks/[0-9]* failing/*) debian/postinst debian/prerm debian/postrm $(HOOKS)
 	$(MAKE) deb

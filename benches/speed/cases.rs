@@ -1,14 +1,18 @@
 //! The cases, what each wants to reach, and what both sides and the floor do in it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::common::BlockDevice;
 use crate::floor::Floor;
-use crate::measure::{self, Invocation, PageCache, Pipe, Run, in_bench, new_disk};
-use crate::sides::{Side, write_settings};
+use crate::measure::PageCache::{self, Cold, Warm};
+use crate::measure::{self, Invocation, Pipe, Run, in_bench, new_disk};
+use crate::sides::{BOOTABLE_TREES, Settings, Side, TREES, write_settings};
 
 const GIB: u64 = 1 << 30;
 /// Of the guest that is exported and renamed, and of disks that it is imported to.
@@ -19,42 +23,55 @@ pub struct Case {
     pub name: &'static str,
     /// How many times faster than the predecessor it is to be.
     pub times_faster: f64,
+    /// Or how long it may take, where that is too short for anybody to wait for.
+    pub or_within_s: Option<f64>,
     /// How many times the floor it may take.
     pub times_floor: Option<f64>,
+    /// Less often where each run takes minutes.
+    rounds_max: usize,
     /// One run of a side, or several, one after the other; none where there is no such side.
     take: fn(Side) -> Result<Vec<Run>>,
 }
 
-pub const CASES: [Case; 8] = [
-    Case {
-        name: "export-warm",
-        times_faster: 10.0,
-        times_floor: Some(1.5),
-        take: |s| export(s, PageCache::Warm),
-    },
-    Case {
-        name: "export-cold",
-        times_faster: 4.0,
-        times_floor: Some(1.5),
-        take: |s| export(s, PageCache::Cold),
-    },
-    Case {
-        name: "import-warm",
-        times_faster: 4.5,
-        times_floor: Some(1.2),
-        take: |s| import(s, PageCache::Warm),
-    },
-    Case {
-        name: "import-cold",
-        times_faster: 4.5,
-        times_floor: Some(1.2),
-        take: |s| import(s, PageCache::Cold),
-    },
-    Case { name: "rename-warm", times_faster: 1.0, times_floor: None, take: |s| rename(s, PageCache::Warm) },
-    Case { name: "rename-cold", times_faster: 1.0, times_floor: None, take: |s| rename(s, PageCache::Cold) },
-    Case { name: "verify-warm", times_faster: 1.0, times_floor: None, take: |s| verify(s, PageCache::Warm) },
-    Case { name: "verify-cold", times_faster: 1.0, times_floor: None, take: |s| verify(s, PageCache::Cold) },
+pub const CASES: [Case; 16] = [
+    case("export-warm", 10.0, Some(1.5), |side| export(side, Warm)),
+    case("export-cold", 4.0, Some(1.5), |side| export(side, Cold)),
+    case("import-warm", 4.5, Some(1.2), |side| import(side, Warm)),
+    case("import-cold", 4.5, Some(1.2), |side| import(side, Cold)),
+    short("rename-warm", 0.030, |side| rename(side, Warm)),
+    short("rename-cold", 0.030, |side| rename(side, Cold)),
+    short("verify-warm", 0.010, |side| verify(side, Warm)),
+    short("verify-cold", 0.010, |side| verify(side, Cold)),
+    case("create-2G", 5.5, Some(1.15), |side| create(side, 2 * GIB, 1, Warm)),
+    case("create-20G", 5.5, Some(1.15), |side| create(side, 20 * GIB, 1, Warm)),
+    case("create-1T", 5.5, Some(1.15), |side| create(side, 1024 * GIB, 1, Warm)),
+    case("create-cold", 3.0, None, |side| create(side, 20 * GIB, 1, Cold)),
+    case("create-five", 4.5, Some(1.3), |side| create(side, 20 * GIB, 5, Warm)),
+    case("create-dirty", 5.0, Some(1.4), create_on_dirty_device),
+    case("create-bootable", 5.0, Some(1.3), create_bootable),
+    Case { rounds_max: 2, ..case("bootstrap", 3.0, None, bootstrap) },
 ];
+
+const fn case(
+    name: &'static str,
+    times_faster: f64,
+    times_floor: Option<f64>,
+    take: fn(Side) -> Result<Vec<Run>>,
+) -> Case {
+    Case { name, times_faster, or_within_s: None, times_floor, rounds_max: usize::MAX, take }
+}
+
+/// What is done before one looks.
+const fn short(name: &'static str, or_within_s: f64, take: fn(Side) -> Result<Vec<Run>>) -> Case {
+    Case {
+        name,
+        times_faster: 1.0,
+        or_within_s: Some(or_within_s),
+        times_floor: None,
+        rounds_max: usize::MAX,
+        take,
+    }
+}
 
 /// Raw runs of all cases.
 #[derive(Default, Serialize, Deserialize)]
@@ -90,11 +107,11 @@ pub fn named(names: &[String]) -> Result<Vec<&'static Case>> {
 
 /// On the machine: all rounds of all cases; the sides take turns.
 pub fn run(into: &Path, rounds: usize, cases: &[&'static Case]) -> Result<()> {
-    write_settings()?;
+    write_settings(Settings::SameWork)?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
     let mut report = Report { rounds, kernel, runs: Vec::new() };
     for case in cases {
-        for round in 0..rounds {
+        for round in 0..rounds.min(case.rounds_max) {
             for side in [Side::Predecessor, Side::Program, Side::Floor] {
                 let runs = (case.take)(side).with_context(|| format!("{}, {side:?}", case.name))?;
                 for run in runs {
@@ -116,14 +133,18 @@ fn guest() -> Result<PathBuf> {
     let disk = in_bench("guest.img");
     if !disk.exists() {
         new_disk(&disk, GUEST_BYTES)?;
-        measure::run(vec![Side::Predecessor.verb("create", "create", &disk)?], Pipe::None, &[&disk])?;
+        measure::run(
+            vec![Side::Predecessor.verb("create", "create", &disk)?],
+            Pipe::None,
+            std::slice::from_ref(&disk),
+        )?;
     }
     Ok(disk)
 }
 
 fn export(side: Side, page_cache: PageCache) -> Result<Vec<Run>> {
     let disk = guest()?;
-    page_cache.prepare(&[&disk])?;
+    page_cache.prepare(std::slice::from_ref(&disk))?;
     let shown = disk.display().to_string();
     let one = match side {
         Side::Floor => Floor::invocation(&["read", &shown]),
@@ -142,13 +163,13 @@ fn import(side: Side, page_cache: PageCache) -> Result<Vec<Run>> {
     }
     let disk = in_bench("imported.img");
     new_disk(&disk, GUEST_BYTES)?;
-    page_cache.prepare(&[&backup])?;
+    page_cache.prepare(std::slice::from_ref(&backup))?;
     let shown = disk.display().to_string();
     let one = match side {
         Side::Floor => Floor::invocation(&["receive", &shown]),
         _ => side.verb("import", "import", &disk)?,
     };
-    Ok(vec![measure::run(vec![one], Pipe::From(&backup), &[&disk])?])
+    Ok(vec![measure::run(vec![one], Pipe::From(&backup), &[disk])?])
 }
 
 /// There and back again.
@@ -163,8 +184,8 @@ fn rename(side: Side, page_cache: PageCache) -> Result<Vec<Run>> {
         if back {
             swap_names(&mut one)?;
         }
-        page_cache.prepare(&[&disk])?;
-        runs.push(measure::run(vec![one], Pipe::None, &[&disk])?);
+        page_cache.prepare(std::slice::from_ref(&disk))?;
+        runs.push(measure::run(vec![one], Pipe::None, std::slice::from_ref(&disk))?);
     }
     Ok(runs)
 }
@@ -183,4 +204,95 @@ fn verify(side: Side, page_cache: PageCache) -> Result<Vec<Run>> {
     }
     page_cache.prepare(&[])?;
     Ok(vec![measure::run(vec![side.verb("verify", "verify", Path::new("/nonexistent"))?], Pipe::None, &[])?])
+}
+
+/// On sparse files, one or several at once.
+fn create(side: Side, size_bytes: u64, count: usize, page_cache: PageCache) -> Result<Vec<Run>> {
+    let disks: Vec<PathBuf> = (0..count).map(|number| in_bench(&format!("disk{number}.img"))).collect();
+    for disk in &disks {
+        new_disk(disk, size_bytes)?;
+    }
+    page_cache.prepare(&files_of(TREES)?)?;
+    let bytes = tree_bytes()?;
+    let create = |disk: &PathBuf| match side {
+        Side::Floor => Ok(Floor::invocation(&["write", &disk.display().to_string(), &bytes])),
+        _ => side.verb("create", "create", disk),
+    };
+    let at_once = disks.iter().map(create).collect::<Result<_>>()?;
+    let run = measure::run(at_once, Pipe::None, &disks)?;
+    for disk in disks {
+        fs::remove_file(disk)?;
+    }
+    Ok(vec![run])
+}
+
+/// On a block device that was something else all over.
+fn create_on_dirty_device(side: Side) -> Result<Vec<Run>> {
+    let file = in_bench("dirty.img");
+    let mut dirt = File::create(&file)?;
+    for _ in 0..2048 {
+        dirt.write_all(&[0xa5; 1 << 20])?;
+    }
+    let device = BlockDevice::over(&file, &["--direct-io=on"]);
+    Warm.prepare(&files_of(TREES)?)?;
+    let one = match side {
+        Side::Floor => Floor::invocation(&["write", &device.0.display().to_string(), &tree_bytes()?]),
+        _ => side.verb("create", "create", &device.0)?,
+    };
+    let run = measure::run(vec![one], Pipe::None, std::slice::from_ref(&device.0))?;
+    drop(device);
+    fs::remove_file(file)?;
+    Ok(vec![run])
+}
+
+/// With kernel and loader, against what hooks do by hand: the predecessor makes none.
+fn create_bootable(side: Side) -> Result<Vec<Run>> {
+    let disk = in_bench("bootable.img");
+    new_disk(&disk, GUEST_BYTES)?;
+    write_settings(Settings::Bootable)?;
+    let trees = files_of(BOOTABLE_TREES)?;
+    Warm.prepare(&trees)?;
+    let shown = disk.display().to_string();
+    let tree = trees.iter().find(|path| path.extension().is_some_and(|extension| extension == "tar"));
+    let tree = tree.context("a tree that boots")?.display().to_string();
+    let one = match side {
+        Side::Predecessor => Invocation::of(&[in_bench("by-hand").display().to_string(), shown, tree]),
+        Side::Program => side.verb("create", "create-kvm", &disk)?,
+        Side::Floor => Floor::invocation(&["write", &shown, &fs::metadata(tree)?.len().to_string()]),
+    };
+    let run = measure::run(vec![one], Pipe::None, &[disk])?;
+    write_settings(Settings::SameWork)?;
+    Ok(vec![run])
+}
+
+/// Without a tree in the cache; the packages are on this machine.
+fn bootstrap(side: Side) -> Result<Vec<Run>> {
+    if side == Side::Floor {
+        return Ok(Vec::new());
+    }
+    let disk = in_bench("disk.img");
+    write_settings(Settings::NoCache)?;
+    let once = || {
+        new_disk(&disk, GUEST_BYTES)?;
+        rustix::fs::sync();
+        measure::run(vec![side.verb("create", "create", &disk)?], Pipe::None, std::slice::from_ref(&disk))
+    };
+    // The first of all fetches what the proxy does not have.
+    let fetched = in_bench(&format!("{side:?}.fetched"));
+    if !fetched.exists() {
+        once()?;
+        File::create(fetched)?;
+    }
+    let run = once()?;
+    write_settings(Settings::SameWork)?;
+    Ok(vec![run])
+}
+
+/// What of a guest's tree must get to a disk.
+fn tree_bytes() -> Result<String> {
+    Ok((fs::metadata(guest()?)?.blocks() * 512).to_string())
+}
+
+fn files_of(dir: &str) -> Result<Vec<PathBuf>> {
+    fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
 }

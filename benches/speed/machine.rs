@@ -9,9 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cases::{Case, Report};
 use crate::common::{self, PROGRAM};
-use crate::held::Held;
+use crate::held::{Held, scratch_dir};
 use crate::node::{Node, admins_environment};
-use crate::sides::{BENCH, OURS, SUITE, TREES, predecessors_tree};
+use crate::proxy;
+use crate::sides::{BENCH, BOOTABLE_TREES, OURS, PROXY, SUITE, TREES, predecessors_tree};
 use crate::trees::Suite;
 use crate::tuned::{data_dir, write_resolver};
 
@@ -25,6 +26,8 @@ pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {
     write_resolver(&node)?;
     place_ours(&node)?;
     place_trees(&node)?;
+    let packages = scratch_dir()?;
+    fs::write(node.path(PROXY), format!("http://{}", proxy::start(packages.path())?))?;
 
     let runs = format!("{BENCH}/runs.json");
     let status = Command::new("unshare")
@@ -48,12 +51,14 @@ pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {
     serde_json::from_slice(&fs::read(kept)?).context("reading what was measured")
 }
 
-/// The program and this one, as they were built.
+/// The program and this one, as they were built, and what they need.
 fn place_ours(node: &Node) -> Result<()> {
     let os = node.path(OURS);
     fs::create_dir_all(&os)?;
     fs::copy(PROGRAM, node.path(BENCH).join("program"))?;
     fs::copy("/proc/self/exe", node.path(BENCH).join("speed"))?;
+    let by_hand = common::project().join("benches/speed/by-hand");
+    fs::copy(by_hand, node.path(BENCH).join("by-hand"))?;
     for verb in ["create", "import", "export", "rename", "verify"] {
         std::os::unix::fs::symlink("../program", os.join(verb))?;
     }
@@ -71,16 +76,24 @@ fn place_ours(node: &Node) -> Result<()> {
 
 /// One tree is in both caches, as one file: neither has it in the page cache alone.
 fn place_trees(node: &Node) -> Result<()> {
-    let ours = node.path(TREES);
-    fs::create_dir(&ours)?;
-    for entry in fs::read_dir(common::shared_cache())? {
-        let entry = entry?;
-        fs::hard_link(entry.path(), ours.join(entry.file_name()))?;
-        if entry.path().extension().is_some_and(|extension| extension == "tar") {
-            let theirs = node.path(&predecessors_tree());
-            fs::create_dir_all(theirs.parent().context("a directory")?)?;
-            fs::hard_link(entry.path(), theirs).with_context(|| format!("two trees of {SUITE}"))?;
+    link_all(common::shared_cache(), &node.path(TREES))?;
+    link_all(&common::bootable_cache(SUITE), &node.path(BOOTABLE_TREES))?;
+    let theirs = node.path(&predecessors_tree());
+    fs::create_dir_all(theirs.parent().context("a directory")?)?;
+    for entry in fs::read_dir(node.path(TREES))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            fs::hard_link(path, &theirs).with_context(|| format!("two trees of {SUITE}"))?;
         }
+    }
+    Ok(())
+}
+
+fn link_all(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::hard_link(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())
 }

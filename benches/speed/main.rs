@@ -15,6 +15,7 @@ mod cases;
 mod floor;
 mod machine;
 mod measure;
+mod proxy;
 mod sides;
 mod table;
 

@@ -9,7 +9,8 @@ use std::io::{self, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -19,12 +20,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::sides::BENCH;
 
+/// Often enough to see a process shortly before its end, and seldom enough not to be seen in what it takes.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// A command line, its whole environment, and where it runs.
 #[derive(Serialize, Deserialize)]
 pub struct Invocation {
     pub argv: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub directory: PathBuf,
+}
+
+impl Invocation {
+    /// A tool's.
+    pub fn of(argv: &[String]) -> Invocation {
+        let path = ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        Invocation { argv: argv.to_vec(), environment: BTreeMap::from([path]), directory: "/".into() }
+    }
 }
 
 /// What is started at once, and whose bytes must be on the disk before the clock stops.
@@ -41,7 +53,9 @@ pub struct Run {
     /// User and system time of all processes.
     pub cpu_s: f64,
     /// Of the largest process.
-    pub peak_kib: i64,
+    pub peak_kib: u64,
+    /// Of what was started itself, without the tools that it ran.
+    pub own_peak_kib: u64,
 }
 
 /// Where the run's standard input comes from, or its output goes to: through a pipe, as noded connects them.
@@ -52,11 +66,10 @@ pub enum Pipe<'a> {
 }
 
 /// Runs what starts at once to its end.
-pub fn run(at_once: Vec<Invocation>, pipe: Pipe<'_>, flushed: &[&Path]) -> Result<Run> {
+pub fn run(at_once: Vec<Invocation>, pipe: Pipe<'_>, flushed: &[PathBuf]) -> Result<Run> {
     let (spec, into, log) = (in_bench("spec"), in_bench("run"), in_bench("log"));
     let what: Vec<String> = at_once.iter().map(|invocation| invocation.argv.join(" ")).collect();
-    let flushed = flushed.iter().map(|path| path.to_path_buf()).collect();
-    fs::write(&spec, serde_json::to_vec(&Spec { at_once, flushed })?)?;
+    fs::write(&spec, serde_json::to_vec(&Spec { at_once, flushed: flushed.to_vec() })?)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("measure").args([&spec, &into]).stderr(File::create(&log)?);
     command.stdin(if matches!(pipe, Pipe::From(_)) { Stdio::piped() } else { Stdio::null() });
@@ -92,6 +105,8 @@ pub fn child(spec: &Path, into: &Path) -> Result<()> {
         command.args(arguments).env_clear().envs(&invocation.environment).current_dir(&invocation.directory);
         running.push(command.spawn().with_context(|| format!("starting {program}"))?);
     }
+    let looking: Vec<_> =
+        running.iter().map(Child::id).map(|pid| thread::spawn(move || own_peak_kib(pid))).collect();
     for mut child in running {
         let status = child.wait()?;
         ensure!(status.success(), "{status}");
@@ -102,9 +117,32 @@ pub fn child(spec: &Path, into: &Path) -> Result<()> {
     let wall_s = start.elapsed().as_secs_f64();
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let cpu_us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    let run = Run { wall_s, cpu_s: cpu_us as f64 / 1e6, peak_kib: usage.max_rss() };
+    let peaks = looking.into_iter().filter_map(|looking| looking.join().ok());
+    let run = Run {
+        wall_s,
+        cpu_s: cpu_us as f64 / 1e6,
+        peak_kib: usage.max_rss().unsigned_abs(),
+        own_peak_kib: peaks.max().unwrap_or(0),
+    };
     fs::write(into, serde_json::to_vec(&run)?)?;
     Ok(())
+}
+
+/// The kernel keeps a process's peak, so the last look before its end is enough.
+fn own_peak_kib(pid: u32) -> u64 {
+    let (mut peak, mut looked) = (0, false);
+    loop {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        match line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()) {
+            Some(now) => (peak, looked) = (now, true),
+            None if looked => return peak,
+            // Ended before it was seen, or not begun.
+            None if status.is_empty() || status.contains("State:\tZ") => return peak,
+            None => {}
+        }
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// What the page cache holds of the sources when a run starts.
@@ -116,7 +154,7 @@ pub enum PageCache {
 
 impl PageCache {
     /// Reads the data of the sources, or drops all that any file has in memory.
-    pub fn prepare(self, sources: &[&Path]) -> Result<()> {
+    pub fn prepare(self, sources: &[PathBuf]) -> Result<()> {
         rustix::fs::sync();
         match self {
             PageCache::Cold => {

@@ -17,6 +17,10 @@ pub const BENCH: &str = "/srv/bench";
 pub const OURS: &str = "/srv/bench/os";
 /// This program's cache.
 pub const TREES: &str = "/srv/bench/cache";
+/// Its trees that boot.
+pub const BOOTABLE_TREES: &str = "/srv/bench/bootable";
+/// Names the proxy that the bootstraps of both use.
+pub const PROXY: &str = "/srv/bench/proxy";
 /// The guests' release.
 pub const SUITE: &str = common::SUITE;
 
@@ -39,21 +43,48 @@ pub fn predecessors_tree() -> String {
     format!("{CACHE}/cache-{SUITE}-{arch}.tar")
 }
 
-/// The same work for both: one filesystem on the bare disk, no kernel, no swap, no hooks.
-pub fn write_settings() -> Result<()> {
-    let theirs = format!("SUITE={SUITE}\nPARTITION_STYLE=none\nCLEAN_CACHE=\nGENERATE_CACHE=no\n");
+/// What both are told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// One filesystem on the bare disk, no kernel, no swap, no hooks: what both can.
+    SameWork,
+    /// The same, bootstrapped each time, by way of the proxy.
+    NoCache,
+    /// A disk with a table, a kernel and a loader: this program alone.
+    Bootable,
+}
+
+/// Both programs' settings.
+pub fn write_settings(settings: Settings) -> Result<()> {
+    let proxy = fs::read_to_string(PROXY).context("reading where the proxy is")?;
+    let mut theirs = format!("SUITE={SUITE}\nPARTITION_STYLE=none\nCLEAN_CACHE=\nGENERATE_CACHE=no\n");
+    let mut ours = format!("suite = \"{SUITE}\"\nclean_cache = \"\"\n");
+    let (cache, trees) = (predecessors_tree(), format!("{CACHE}/away"));
+    let away = Path::new(&trees);
+    if settings == Settings::NoCache {
+        theirs += &format!("PROXY={proxy}\n");
+        ours += &format!("proxy = \"{proxy}\"\ngenerate_cache = false\n");
+        if !away.exists() {
+            fs::rename(&cache, away)?;
+        }
+    } else if away.exists() {
+        fs::rename(away, &cache)?;
+    }
+    ours += match settings {
+        Settings::Bootable => "defaults = \"1\"\n",
+        _ => "defaults = \"0.17\"\npartition_style = \"none\"\n",
+    };
+    let trees = match settings {
+        Settings::SameWork => TREES,
+        Settings::NoCache => "/nonexistent",
+        Settings::Bootable => BOOTABLE_TREES,
+    };
     fs::write(LEGACY, theirs)?;
     fs::create_dir_all(format!("{ETC}/hooks"))?;
     fs::create_dir_all(format!("{SETTINGS}/hooks"))?;
-    write_our_settings("")
-}
-
-/// This program's settings, with `more` keys of config.toml.
-pub fn write_our_settings(more: &str) -> Result<()> {
-    let ours = format!(
-        "defaults = \"0.17\"\npartition_style = \"none\"\nsuite = \"{SUITE}\"\nclean_cache = \"\"\n{more}"
-    );
-    fs::write(format!("{SETTINGS}/config.toml"), ours).context("writing the settings")
+    fs::write(format!("{SETTINGS}/config.toml"), ours).context("writing the settings")?;
+    fs::write(format!("{SETTINGS}/trees"), trees)?;
+    Ok(())
 }
 
 impl Side {
@@ -65,7 +96,7 @@ impl Side {
                 let place = |name: &str| format!("GANETI_DEBOOTSTRAP_{name}");
                 environment.insert(place("CONFIG_DIR"), SETTINGS.into());
                 environment.insert(place("LEGACY_DEFAULTS"), format!("{SETTINGS}/none"));
-                environment.insert(place("CACHE_DIR"), TREES.into());
+                environment.insert(place("CACHE_DIR"), fs::read_to_string(format!("{SETTINGS}/trees"))?);
                 OURS
             }
             _ => OS_DIR,
@@ -92,6 +123,8 @@ fn recorded(request: &str, disk: &Path) -> Result<BTreeMap<String, String>> {
                 *value = disk.display().to_string();
             }
             "OS_VARIANT" => *value = "default".into(),
+            // The disk starts its own loader.
+            "INSTANCE_HV_kernel_path" => value.clear(),
             _ => {}
         }
     }
