@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use common::backup::{self, dirty};
 use common::guest::{Firmware, Guest};
 use common::{GIB, Mounted, Node, fsck, log_of, partition_offset, root_offset, tool};
 use ganeti_instance_debootstrap::disk::foreign::ReadAt;
@@ -50,15 +51,6 @@ fn failure(node: &Node, verb: &str, env: &BTreeMap<String, String>) -> String {
     log_of(&output)
 }
 
-fn noise(path: &Path, bytes: u64) {
-    let file = File::create(path).unwrap();
-    file.set_len(bytes).unwrap();
-    let noise: Vec<u8> = (0..MIB).map(|n| (n * 13 + n / 241) as u8 | 1).collect();
-    for at in (0..bytes).step_by(MIB as usize) {
-        file.write_all_at(&noise[..(bytes - at).min(MIB) as usize], at).unwrap();
-    }
-}
-
 fn tag(disk: &Path, offset: u64, what: &str) -> String {
     let offset = offset.to_string();
     tool("blkid", &["-p", "-s", what, "-o", "value", "-O", &offset, disk.to_str().unwrap()]).trim().to_owned()
@@ -86,7 +78,7 @@ fn a_cloud_image_becomes_a_guest_of_its_own() {
     set_source(&node, &sealed(&image, "sha512"));
     // Larger, and not blank.
     let disk = node.path().join("disks/d");
-    noise(&disk, 3 * GIB);
+    dirty(&disk, 3 * GIB);
     let log = node.create(&golden_env(&node, &disk));
     assert!(log.contains("golden.qcow2") && log.contains("growing partition 1: ext4"), "{log}");
     let raw = node.path().join("golden.raw");
@@ -141,12 +133,7 @@ fn exports_and_raw_images_and_root_tars_are_sources_too() {
     let node = Node::new();
     let raw = golden(&node, "golden.img", &[]);
     let export = node.path().join("golden.export");
-    let mut env = node.recorded("export", &raw);
-    env.insert("EXPORT_DEVICE".into(), raw.display().to_string());
-    env.insert("EXPORT_DISK_PATH".into(), raw.display().to_string());
-    env.remove("EXP_SIZE_FD");
-    let output = node.verb("export", &env).stdout(File::create(&export).unwrap()).output().unwrap();
-    assert!(output.status.success(), "{}", log_of(&output));
+    backup::export(&node, &raw, &export);
     let tar = node.path().join("golden.tar.zst");
     {
         let root = Mounted::at(&raw, root_offset(&raw));
@@ -197,9 +184,9 @@ fn an_empty_disk_has_nothing_of_what_was_on_it() {
 fn what_is_not_what_the_administrator_sealed_is_refused_and_the_disk_stays_as_it_was() {
     let node = Node::bare();
     let image = node.path().join("golden.img");
-    noise(&image, 8 * MIB);
+    dirty(&image, 8 * MIB);
     let disk = node.path().join("disks/d");
-    noise(&disk, 64 * MIB);
+    dirty(&disk, 64 * MIB);
     let before = common::digest(&disk);
     let good = sealed(&image, "sha256");
     let wrong = good.replace("sha256:", "sha256:0").split_at(good.len()).0.to_owned();
@@ -356,9 +343,7 @@ fn qcow2_images_of_every_kind_read_as_qemu_reads_them() {
 }
 
 fn restore(node: &Node, identity: &str, disk: &Path, stream: &Path) -> String {
-    let mut env = node.recorded("import", disk);
-    env.insert("IMPORT_DEVICE".into(), disk.display().to_string());
-    env.insert("IMPORT_DISK_PATH".into(), disk.display().to_string());
+    let mut env = backup::env_of(node, "import", disk);
     env.insert("INSTANCE_NAME".into(), "twin.example.com".into());
     env.insert("OSP_IMPORT_IDENTITY".into(), identity.into());
     let output = node.verb("import", &env).stdin(File::open(stream).unwrap()).output().unwrap();
@@ -405,12 +390,7 @@ fn a_backup_comes_back_as_itself_or_as_another_guest() {
         node.create(&node.kvm(&disk, &params));
         let offset = if style == "none" { 0 } else { root_offset(&disk) };
         let stream = node.path().join("stream");
-        let mut env = node.recorded("export", &disk);
-        env.insert("EXPORT_DEVICE".into(), disk.display().to_string());
-        env.insert("EXPORT_DISK_PATH".into(), disk.display().to_string());
-        env.remove("EXP_SIZE_FD");
-        let output = node.verb("export", &env).stdout(File::create(&stream).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{}", log_of(&output));
+        backup::export(&node, &disk, &stream);
 
         let kept = node.disk("kept", 2 * GIB);
         restore(&node, "keep", &kept, &stream);
