@@ -3,18 +3,18 @@
 //!
 //! Source: ganeti-os-interface(7), and environments recorded from a node daemon (tests/ganeti-env).
 
+mod instance;
 mod mac;
+mod names;
 mod reader;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnet::{Ipv4Net, Ipv6Net};
-
+pub use instance::{Disk, DiskAddress, Instance, Nic, NicMode};
 pub use mac::Mac;
+pub use names::{InstanceName, VariantName};
 use reader::Reader;
 
 use crate::report::quoted;
@@ -65,65 +65,6 @@ pub enum Api {
     V10 = 10,
     V15 = 15,
     V20 = 20,
-}
-
-/// A host name as Ganeti allows it: labels of letters, digits and hyphens (and underscores, which it tolerates).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InstanceName(String);
-
-impl InstanceName {
-    /// None where a shell, a file name or /etc/hosts could misread it.
-    pub fn parse(text: &str) -> Option<InstanceName> {
-        let label = |l: &str| {
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            !l.is_empty() && l.len() <= 63 && l.chars().all(plain) && !l.starts_with('-') && !l.ends_with('-')
-        };
-        (text.len() <= 253 && text.split('.').all(label)).then(|| InstanceName(text.to_owned()))
-    }
-
-    /// The whole name.
-    pub fn full(&self) -> &str {
-        &self.0
-    }
-
-    /// Its first label.
-    pub fn short(&self) -> &str {
-        self.0.split('.').next().unwrap_or(&self.0)
-    }
-
-    /// What stands after the first dot.
-    pub fn domain(&self) -> Option<&str> {
-        self.0.split_once('.').map(|(_, domain)| domain)
-    }
-}
-
-impl fmt::Display for InstanceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A name that may stand for a file NAME.toml or NAME.conf.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VariantName(String);
-
-impl VariantName {
-    /// None where it could name another file than one of ours.
-    pub fn parse(text: &str) -> Option<VariantName> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let good = !text.is_empty() && text.len() <= 64 && !text.starts_with('.') && text.chars().all(plain);
-        good.then(|| VariantName(text.to_owned()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for VariantName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// What the node's administrator moved by the environment: for tests, demonstrations and by hand.
@@ -185,83 +126,6 @@ impl Context {
     pub fn knows_instance(&self) -> bool {
         self.env.contains_key(OsStr::new("INSTANCE_NAME"))
     }
-}
-
-/// Where a disk is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskAddress {
-    /// A file or a block device of the node.
-    Path(PathBuf),
-    /// Only reachable in userspace, as QEMU writes it.
-    Uri(String),
-}
-
-impl DiskAddress {
-    /// As text for messages.
-    pub fn display(&self) -> String {
-        match self {
-            DiskAddress::Path(path) => path.display().to_string(),
-            DiskAddress::Uri(uri) => uri.clone(),
-        }
-    }
-}
-
-/// One disk of the instance, as Ganeti describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    pub address: DiskAddress,
-    /// DISK_n_SIZE; the device itself has the last word.
-    pub size_mib: Option<u64>,
-    pub read_only: bool,
-    pub name: Option<String>,
-    pub frontend: Option<String>,
-}
-
-/// How a NIC is attached to the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NicMode {
-    Bridged,
-    Routed,
-    OpenVswitch,
-}
-
-/// One NIC of the instance, as Ganeti describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nic {
-    pub mac: Mac,
-    pub ip: Option<IpAddr>,
-    pub mode: NicMode,
-    pub name: Option<String>,
-    /// The bridge, switch or routing table that it is attached to.
-    pub link: Option<String>,
-    pub network: Option<String>,
-    pub subnet: Option<Ipv4Net>,
-    pub gateway: Option<Ipv4Addr>,
-    pub subnet6: Option<Ipv6Net>,
-    pub gateway6: Option<Ipv6Addr>,
-}
-
-/// The instance that a verb is for.
-#[derive(Debug, Clone)]
-pub struct Instance {
-    pub name: InstanceName,
-    /// HYPERVISOR, empty with API 5.
-    pub hypervisor: String,
-    pub disks: Vec<Disk>,
-    pub nics: Vec<Nic>,
-    /// False for an image, which is started by who knows whom.
-    pub nics_are_known: bool,
-    pub reinstall: bool,
-    /// API 5: the second device, for swap.
-    pub swap: Option<PathBuf>,
-    /// INSTANCE_HV_use_bootloader with pygrub: the node itself reads the guest's filesystem for its kernel.
-    pub pygrub: bool,
-    /// INSTANCE_HV_serial_console
-    pub serial_console: bool,
-    /// INSTANCE_HV_serial_speed
-    pub serial_speed: Option<u32>,
-    /// INSTANCE_HV_disk_type and INSTANCE_HV_nic_type, where they are given.
-    pub device_types: Vec<String>,
 }
 
 /// What a verb is asked for beyond its context.
@@ -446,15 +310,5 @@ mod tests {
         let some = Api5Flags { instance: Some("x_".into()), ..Api5Flags::default() };
         let Err(Refusal::Faults(faults)) = Request::read(Verb::Rename, Env::new(), &some) else { panic!() };
         assert_eq!(faults.len(), 3, "{faults:?}");
-    }
-
-    #[test]
-    fn host_names_that_could_be_misread_are_refused() {
-        for good in ["a", "web-1.example.com", "x_y.z", "1.2"] {
-            assert!(InstanceName::parse(good).is_some(), "{good}");
-        }
-        for bad in ["", ".", "a..b", "a b", "-a", "a-", "a/b", "a\nb", "$x", &"a".repeat(64)] {
-            assert!(InstanceName::parse(bad).is_none(), "{bad}");
-        }
     }
 }
