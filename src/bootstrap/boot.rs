@@ -94,9 +94,7 @@ pub fn install(recipe: &Recipe, kernel: Kernel, root: &RootDir, target: &Path, d
 }
 
 fn apt(words: &[&str]) -> Tool {
-    // A tree that is half written is thrown away, whatever was flushed.
-    let options = ["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"];
-    Tool::new("apt-get").args(options).args(["-o", "Dpkg::Options::=--force-unsafe-io"]).args(words)
+    Tool::new("apt-get").args(["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"]).args(words)
 }
 
 fn run(recipe: &Recipe, target: &Path, device: &Device, tool: Tool) -> Result<()> {

@@ -1,28 +1,35 @@
-//! How a root tree is made: debootstrap, then updates and security, then a scrub. It knows neither cache nor disk.
+//! How a root tree is made: debootstrap or mmdebstrap, then updates and security, then a scrub. It knows neither cache
+//! nor disk.
 
 mod boot;
+mod debootstrap;
+pub mod downloads;
+pub mod mmdebstrap;
 mod sources;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 pub use boot::Kernel;
+pub use downloads::Downloads;
 
 use crate::guest::identity;
-use crate::report::{self, WithHint};
+use crate::report;
 use crate::rootdir::RootDir;
-use crate::settings::{AptFile, Settings};
+use crate::settings::{AptFile, Bootstrapper, Settings};
 use crate::signals;
-use crate::tool::Tool;
 
 /// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
 const MAX_BYTES: u64 = 64 << 20;
 
 const POLICY_RC_D: &str = "usr/sbin/policy-rc.d";
+
+/// dpkg(1) reads it whoever starts it. A tree that is half written is thrown away, whatever was flushed.
+const UNFLUSHED: &str = "etc/dpkg/dpkg.cfg.d/unflushed";
 
 /// Everything that shapes a tree, and what is needed to fetch it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +42,8 @@ pub struct Recipe {
     pub extra_pkgs: Vec<String>,
     /// More sources, and keys, for the guest's apt.
     pub apt_files: Vec<AptFile>,
+    /// Which program is to make it.
+    pub bootstrapper: Bootstrapper,
     /// The tree boots, with this kernel.
     pub boot: Option<Kernel>,
     /// How it is fetched: shapes nothing.
@@ -52,6 +61,25 @@ pub struct Made {
     pub codename: String,
     /// Package to version.
     pub packages: BTreeMap<String, String>,
+    /// The program that made it.
+    pub bootstrapper: Program,
+}
+
+/// A program that makes trees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    Debootstrap,
+    Mmdebstrap,
+}
+
+impl Program {
+    /// As it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::Debootstrap => "debootstrap",
+            Program::Mmdebstrap => "mmdebstrap",
+        }
+    }
 }
 
 impl Recipe {
@@ -71,6 +99,7 @@ impl Recipe {
             components: settings.components.clone(),
             extra_pkgs: sorted(&settings.extra_pkgs),
             apt_files: settings.apt_files.clone(),
+            bootstrapper: settings.bootstrapper,
             boot,
             proxy: settings.proxy.clone(),
             signed_only: ["suite", "mirror"].iter().any(|name| settings.is_parameter(name)),
@@ -78,10 +107,12 @@ impl Recipe {
         }
     }
 
-    /// One line per fact that shapes the tree: the same lines, the same tree (of its day).
+    /// One line per fact that shapes the tree: the same lines, the same tree (of its day). Whoever leaves the choice of the
+    /// program open takes the tree of either, for they are equal; whoever names one gets what that one made.
     pub fn shape(&self) -> String {
         let mut shape = format!(
-            "bootstrapper debootstrap\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot {}\n",
+            "bootstrapper {}\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot {}\n",
+            self.bootstrapper,
             self.suite,
             self.arch,
             self.mirror.join(" "),
@@ -93,6 +124,32 @@ impl Recipe {
             shape += &format!("file {} sha256:{:x}\n", file.path, Sha256::digest(&file.content));
         }
         shape
+    }
+
+    /// Which program makes it, on this node: refused where the one that is asked for cannot.
+    pub fn program(&self) -> Result<Program> {
+        let mmdebstrap = self.mmdebstrap_obstacle();
+        match (self.bootstrapper, mmdebstrap) {
+            (Bootstrapper::Mmdebstrap, Some(why)) => {
+                bail!("mmdebstrap does not make this tree: {why}; set bootstrapper to \"auto\"")
+            }
+            (Bootstrapper::Mmdebstrap, None) => {
+                mmdebstrap::refuse_missing()?;
+                Ok(Program::Mmdebstrap)
+            }
+            (Bootstrapper::Auto, None) if mmdebstrap::refuse_missing().is_ok() => Ok(Program::Mmdebstrap),
+            _ => Ok(Program::Debootstrap),
+        }
+    }
+
+    /// Why mmdebstrap cannot make it.
+    fn mmdebstrap_obstacle(&self) -> Option<&'static str> {
+        mmdebstrap::obstacle(&self.suite, &self.arch, &self.mirror)
+    }
+
+    /// Whether all its packages but those of `apt_files` come from Debian, by Debian's own signature.
+    pub fn is_debians(&self) -> bool {
+        self.mmdebstrap_obstacle().is_none() && mmdebstrap::has_keyring()
     }
 
     /// Packages that debootstrap itself installs: it knows its one mirror only.
@@ -116,82 +173,64 @@ impl Recipe {
 }
 
 /// Makes the tree in an empty directory, which is the root of the filesystem on `device`.
-pub fn make(recipe: &Recipe, target: &Path, device: &Path) -> Result<Made> {
+pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Downloads>) -> Result<Made> {
+    let program = recipe.program()?;
     let root = RootDir::open(target)?;
-    let what = format!("bootstrapping {} {} with debootstrap", recipe.suite, recipe.arch);
-    report::long_step(&what, || debootstrap(recipe, &root, target))?;
+    if let Some(downloads) = downloads {
+        let first = match program {
+            Program::Debootstrap => downloads::PARTIAL,
+            Program::Mmdebstrap => downloads::ARCHIVES,
+        };
+        report::step("taking packages that were fetched before", || downloads.lend(&root, first))?;
+    }
+    prepare(&root)?;
+    let what = format!("bootstrapping {} {} with {}", recipe.suite, recipe.arch, program.name());
+    report::long_step(&what, || match program {
+        Program::Debootstrap => debootstrap::run(recipe, &root, target),
+        Program::Mmdebstrap => mmdebstrap::run(recipe, &root, target),
+    })?;
+    // Some of it is soon replaced by an update, and wanted again by the next bootstrap.
+    keep(downloads, &root)?;
+    if let Some(downloads) = downloads.filter(|_| program == Program::Debootstrap) {
+        // apt would ask the mirror for the rest of what lies whole in the wrong place.
+        root.clear_dir(downloads::PARTIAL)?;
+        downloads.lend(&root, downloads::ARCHIVES)?;
+    }
     let codename = codename(&root)?.unwrap_or_else(|| recipe.suite.clone());
     report::long_step("adding updates", || sources::complete(recipe, &root, target, &codename))?;
     if !recipe.apt_files.is_empty() {
+        // What comes from here on is not Debian's alone.
+        keep(downloads, &root)?;
         report::long_step("adding the site's own apt sources", || sources::add_own(recipe, &root, target))?;
     }
     if let Some(kernel) = recipe.boot {
         let what = format!("adding the {} kernel and GRUB", kernel.name());
         report::long_step(&what, || boot::install(recipe, kernel, &root, target, device))?;
     }
+    if recipe.apt_files.is_empty() {
+        keep(downloads, &root)?;
+    }
     report::step("scrubbing the tree", || scrub(&root))?;
-    Ok(Made { codename, packages: packages(&root)? })
+    Ok(Made { codename, packages: packages(&root)?, bootstrapper: program })
 }
 
-fn debootstrap(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
-    // No service may start in the chroot while packages install.
+/// What holds while packages install: no service starts in the chroot, and nothing is flushed.
+fn prepare(root: &RootDir) -> Result<()> {
     root.create_dir_all("usr/sbin", 0o755)?;
     root.write(POLICY_RC_D, b"#!/bin/sh\nexit 101\n", 0o755)?;
-    let list = |option: &str, names: &[String]| {
-        (!names.is_empty()).then(|| format!("--{option}={}", names.join(",")))
-    };
-    let env = recipe.env();
-    let result = Tool::new("debootstrap")
-        .args(["--arch", recipe.arch.as_str()])
-        .args(list("include", recipe.included()))
-        .args(list("components", &recipe.components))
-        .args(recipe.signed_only.then_some("--force-check-gpg"))
-        .arg(recipe.suite.as_str())
-        .arg(target)
-        .args(&recipe.mirror)
-        .envs(env.iter().map(|(n, v)| (n, v)))
-        .cwd("/")
-        .isolated()
-        .run();
-    if let Err(error) = result {
+    root.create_dir_all("etc/dpkg/dpkg.cfg.d", 0o755)?;
+    root.write(UNFLUSHED, b"force-unsafe-io\n", 0o644)
+}
+
+/// A tree is no worse for packages that could not be kept.
+fn keep(downloads: Option<&Downloads>, root: &RootDir) -> Result<()> {
+    let Some(downloads) = downloads else { return Ok(()) };
+    let kept = report::step("keeping what was fetched", || downloads.keep(root, &packages(root)?));
+    if let Err(error) = kept {
         signals::check()?;
-        show_log(root);
-        let hint = remedy(&error.to_string());
-        return Err(error).hint(hint);
+        report::warning(&report::sentence(&error));
     }
     Ok(())
-}
-
-/// By what debootstrap says of itself.
-fn remedy(said: &str) -> &'static str {
-    let table = [
-        (
-            "E: No such script",
-            "correct suite, or install a debootstrap that knows it: apt-get install debootstrap",
-        ),
-        (
-            "E: Release signed by unknown key",
-            "install the keyring of who signs there (debian-archive-keyring), or do not trust that mirror",
-        ),
-        ("E: Invalid Release signature", "do not trust that mirror: somebody changed what it serves"),
-        (
-            "E: Keyring-based check was requested",
-            "install the release's keyring: a suite or mirror that an OS parameter names must be signed",
-        ),
-        ("E: Failed getting release file", "check that the mirror can be reached, and has the suite"),
-    ];
-    let known = table.into_iter().find(|(words, _)| said.contains(words));
-    known.map_or("check suite, mirror, components and extra_pkgs", |(_, hint)| hint)
-}
-
-/// debootstrap's own log says what its last line does not.
-fn show_log(root: &RootDir) {
-    if let Ok(Some(log)) = root.read("debootstrap/debootstrap.log", MAX_BYTES) {
-        let lines: Vec<&[u8]> = log.split(|b| *b == b'\n').filter(|line| !line.is_empty()).collect();
-        for line in &lines[lines.len().saturating_sub(6)..] {
-            report::tool_line(line);
-        }
-    }
 }
 
 /// `Codename:` of the release file that debootstrap verified.
@@ -214,6 +253,7 @@ fn codename(root: &RootDir) -> Result<Option<String>> {
 /// resolver and name.
 fn scrub(root: &RootDir) -> Result<()> {
     root.remove(POLICY_RC_D)?;
+    root.remove(UNFLUSHED)?;
     for dir in ["var/lib/apt/lists", "var/cache/apt/archives", "var/log/apt", "tmp", "var/tmp", "run"] {
         root.clear_dir(dir)?;
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Recipe;
+use super::debootstrap::default_mirror;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::tool::Tool;
@@ -145,13 +146,6 @@ fn security_uri(text: &str) -> Option<String> {
             secure.then(|| field("URIs:")?.split_ascii_whitespace().next().map(str::to_owned)).flatten()
         })
     })
-}
-
-/// The mirror that debootstrap falls back to; it is a shell script that says so in one line.
-fn default_mirror() -> Option<String> {
-    let script = std::fs::read_to_string("/usr/sbin/debootstrap").ok()?;
-    let value = script.lines().find_map(|line| line.strip_prefix("DEF_MIRROR="))?;
-    Some(value.trim_matches('"').to_owned()).filter(|mirror| mirror.contains("://"))
 }
 
 /// The first candidate that serves its suite, signed; its lists stay for the upgrade.

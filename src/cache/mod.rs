@@ -115,6 +115,11 @@ impl Store {
         Ok(candidates.into_iter().flatten().find(|entry| !entry.expired(clean_days)))
     }
 
+    /// Where packages lie that were fetched for bootstraps, by release.
+    pub fn packages_dir(&self) -> PathBuf {
+        self.dir.join("packages")
+    }
+
     /// Whether one of ours is there for a recipe, expired or not.
     pub fn has(&self, recipe: &Recipe) -> Result<bool> {
         Ok(self.entry(&format!("{}.toml", stem(recipe)))?.is_some())
@@ -288,7 +293,7 @@ fn foreign_names(name: &str) -> Option<(String, String)> {
 mod tests {
     use super::*;
     use crate::bootstrap::Kernel;
-    use crate::settings::AptFile;
+    use crate::settings::{AptFile, Bootstrapper};
     use std::collections::BTreeMap;
 
     fn recipe() -> Recipe {
@@ -299,6 +304,7 @@ mod tests {
             components: vec![],
             extra_pkgs: vec![],
             apt_files: vec![],
+            bootstrapper: Bootstrapper::Auto,
             boot: None,
             proxy: None,
             signed_only: false,
@@ -319,6 +325,8 @@ mod tests {
                 apt_files: vec![AptFile { path: "etc/apt/sources.list.d/x.list".into(), content: vec![] }],
                 ..recipe()
             },
+            Recipe { bootstrapper: Bootstrapper::Debootstrap, ..recipe() },
+            Recipe { bootstrapper: Bootstrapper::Mmdebstrap, ..recipe() },
             Recipe { boot: Some(Kernel::Cloud), ..recipe() },
             Recipe { boot: Some(Kernel::Generic), ..recipe() },
         ]

@@ -93,7 +93,7 @@ impl NewBase {
             mirror: recipe.mirror.clone(),
             components: recipe.components.clone(),
             extra_pkgs: recipe.extra_pkgs.clone(),
-            bootstrapper: "debootstrap".into(),
+            bootstrapper: made.bootstrapper.name().into(),
             boot: recipe.boot.map_or("", Kernel::name).into(),
             made: now(),
             program: crate::VERSION.into(),

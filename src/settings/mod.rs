@@ -27,7 +27,7 @@ use crate::request::Context;
 pub use apt::AptFile;
 pub use layers::{Era, Layers, Origin, Value, Values};
 use syntax::split;
-pub use values::{Algorithm, Identity, SealedFile, Source, SwapWish};
+pub use values::{Algorithm, Bootstrapper, Identity, SealedFile, Source, SwapWish};
 pub use variants::{published, with_files};
 
 /// Everything that is wrong with the settings, a sentence each.
@@ -70,6 +70,7 @@ pub struct Settings {
     pub arch: String,
     pub components: Vec<String>,
     pub extra_pkgs: Vec<String>,
+    pub bootstrapper: Bootstrapper,
     /// What apt_dir holds.
     pub apt_files: Vec<AptFile>,
     pub filesystem: Filesystem,
@@ -173,6 +174,11 @@ impl Settings {
             arch: optional("arch").unwrap_or_else(|| node_arch().to_owned()),
             components: names("components"),
             extra_pkgs: names("extra_pkgs"),
+            bootstrapper: match text("bootstrapper") {
+                "debootstrap" => Bootstrapper::Debootstrap,
+                "mmdebstrap" => Bootstrapper::Mmdebstrap,
+                _ => Bootstrapper::Auto,
+            },
             apt_files,
             filesystem: text("filesystem").parse().unwrap_or(Filesystem::Ext4),
             partition_style: text("partition_style").parse().unwrap_or(PartitionStyle::Gpt),

@@ -37,6 +37,8 @@ pub const BOOT: &[&str] = &["auto", "bios", "uefi", "no"];
 /// Layouts that the disk may have.
 pub const PARTITION_STYLES: &[&str] = &["gpt", "msdos", "none"];
 
+/// Programs that make a root tree.
+pub const BOOTSTRAPPERS: &[&str] = &["auto", "debootstrap", "mmdebstrap"];
 /// Who a guest is that comes back from a backup.
 pub const IDENTITIES: &[&str] = &["keep", "new"];
 
@@ -58,6 +60,11 @@ pub const KEYS: &[Key] = &[
         "Archive components, separated by commas; empty: debootstrap's own",
     ),
     parameter("extra_pkgs", "EXTRA_PKGS", Kind::Names, "Packages to install besides, separated by commas"),
+    own_parameter(
+        "bootstrapper",
+        Kind::Choice(BOOTSTRAPPERS),
+        "What makes the tree: debootstrap, mmdebstrap (faster), or auto (mmdebstrap where it is installed and makes the same tree)",
+    ),
     Key {
         name: "apt_dir",
         legacy: None,

@@ -1,7 +1,8 @@
 //! Settings that are right alone and cannot work together, whatever the instance and its hypervisor are. Pure.
 
 use super::table::Kind;
-use super::{BootWish, Settings, SwapWish};
+use super::{BootWish, Bootstrapper, Settings, SwapWish};
+use crate::bootstrap::mmdebstrap;
 use crate::disk::{Filesystem, PartitionStyle};
 
 /// A fault between settings.
@@ -20,6 +21,7 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
         BootWish::Auto | BootWish::No => Vec::new(),
     };
     found.extend(against_swap_file(settings));
+    found.extend(against_mmdebstrap(settings));
     found
 }
 
@@ -69,6 +71,19 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
         sentence: format!(
             "a swap file cannot lie on btrfs{}; set partition_style to \"gpt\", or swap to a disk of its own (disk1)",
             settings.set_in("swap")
+        ),
+    })
+}
+
+/// mmdebstrap does not make every tree that debootstrap makes.
+fn against_mmdebstrap(settings: &Settings) -> Option<Conflict> {
+    let wanted = settings.bootstrapper == Bootstrapper::Mmdebstrap;
+    let why = mmdebstrap::obstacle(&settings.suite, &settings.arch, &settings.mirror).filter(|_| wanted)?;
+    Some(Conflict {
+        between: &["bootstrapper", "suite", "arch", "mirror"],
+        sentence: format!(
+            "bootstrapper is \"mmdebstrap\"{}, but {why}; set it to \"auto\"",
+            settings.set_in("bootstrapper")
         ),
     })
 }

@@ -110,3 +110,22 @@ pub enum Identity {
     Keep,
     New,
 }
+
+/// Which program makes a root tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bootstrapper {
+    /// The faster one, where it makes the same tree.
+    Auto,
+    Debootstrap,
+    Mmdebstrap,
+}
+
+impl fmt::Display for Bootstrapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bootstrapper::Auto => "auto",
+            Bootstrapper::Debootstrap => "debootstrap",
+            Bootstrapper::Mmdebstrap => "mmdebstrap",
+        })
+    }
+}

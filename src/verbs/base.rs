@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::bootstrap;
+use crate::bootstrap::{self, Downloads};
 use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
 use crate::disk::{Filesystem, Format, LoopDevice, make_filesystem};
 use crate::guest::{Tree, Workspace, boot};
@@ -107,6 +107,8 @@ fn made(
     dir: &Path,
     publish: Option<(Store, StoreLock)>,
 ) -> Result<BaseTar> {
+    // What is missing on this node is told before anything is begun.
+    plan.recipe.program()?;
     refuse_full(dir)?;
     let file = nameless(dir)?;
     file.set_len(SCRATCH_BYTES).context("making the file to bootstrap in")?;
@@ -116,11 +118,18 @@ fn made(
     // Its UUID is what a configuration in the tree names, and is replaced in each guest.
     let format = Format { uuid: boot::PLACEHOLDER, options, ..Format::new(Filesystem::Ext4) };
     make_filesystem(&device.path(), &format)?;
-    let ours = Tree::Ours { options: "noinit_itable" };
+    // Nobody needs it flushed: what it becomes is flushed before it gets a name.
+    let ours = Tree::Ours { options: "noinit_itable,nobarrier" };
     let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", ours)?;
     // mke2fs made it for this filesystem, not for the guest's.
     std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
-    let made = bootstrap::make(&plan.recipe, scratch.path(), &device.path())
+    // Two bootstraps at once would be in each other's way: who publishes has the lock.
+    let shared = publish.as_ref().filter(|_| plan.recipe.is_debians());
+    let downloads = shared.map(|(store, _)| {
+        let recipe = &plan.recipe;
+        Downloads::new(store.packages_dir().join(format!("{}-{}", recipe.suite, recipe.arch)))
+    });
+    let made = bootstrap::make(&plan.recipe, scratch.path(), &device.path(), downloads.as_ref())
         .map_err(|error| with_full_disk(error, dir))?;
     // Below the filesystem lies a file on another: what that could not take shows only now.
     scratch.flush().context("writing the bootstrapped tree").map_err(|error| with_full_disk(error, dir))?;

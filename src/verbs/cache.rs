@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::base::{self, Freshness};
 use super::{Outcome, answer, node_context, warn};
-use crate::bootstrap::Kernel;
+use crate::bootstrap::{Kernel, downloads};
 use crate::cache::{Entry, Kind, Store, manifest_path};
 use crate::cli::CacheCommand;
 use crate::guest::Workspace;
@@ -141,6 +141,15 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
     }
     answer(&text)?;
+    let (count, bytes) = downloads::total(&store.packages_dir());
+    if count > 0 {
+        let dir = store.packages_dir();
+        report::line(&format!(
+            "{count} packages for bootstraps to come in {}: {}",
+            dir.display(),
+            size(bytes)
+        ));
+    }
     Ok(Outcome::Done)
 }
 
@@ -210,6 +219,9 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
     }
     for orphan in store.orphans()? {
         remove(&orphan)?;
+    }
+    for package in days.map(|days| downloads::unused(&store.packages_dir(), days)).unwrap_or_default() {
+        remove(&package)?;
     }
     report::line(&format!("{} freed", size(freed)));
     Ok(Outcome::Done)

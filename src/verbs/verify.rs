@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Outcome, warn};
+use crate::bootstrap::mmdebstrap;
 use crate::report;
 use crate::request::Context;
-use crate::settings::{Judgement, Settings, Source};
+use crate::settings::{Bootstrapper, Judgement, Settings, Source};
 
 /// Where the node's own timezones are.
 const ZONES: &str = "/usr/share/zoneinfo";
@@ -22,6 +23,7 @@ pub fn verify(context: &Context, faults: &[String]) -> Result<Outcome> {
     }
     judgement.problems.extend(unknown_timezone(&judgement));
     judgement.problems.extend(missing_source(&judgement));
+    judgement.problems.extend(missing_mmdebstrap(&judgement));
     judgement.add_conflicts();
     let settings = judgement.into_settings()?;
     warn(&settings);
@@ -36,6 +38,17 @@ fn missing_source(judgement: &Judgement) -> Option<String> {
     gone.then(|| {
         format!("source names {path}, which this node does not have{}", judgement.settings.set_in("source"))
     })
+}
+
+/// A program that is asked for by name and not installed.
+fn missing_mmdebstrap(judgement: &Judgement) -> Option<String> {
+    let wanted = judgement.settings.bootstrapper == Bootstrapper::Mmdebstrap;
+    let error = (wanted && judgement.is_certain("bootstrapper")).then(mmdebstrap::refuse_missing)?.err()?;
+    Some(format!(
+        "bootstrapper is \"mmdebstrap\"{}, but {}; install it, or set bootstrapper to \"auto\"",
+        judgement.settings.set_in("bootstrapper"),
+        report::sentence(&error)
+    ))
 }
 
 /// A timezone that does not exist, as far as this node can tell: the guest's own tzdata has the last word, and a node

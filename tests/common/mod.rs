@@ -110,7 +110,9 @@ impl Node {
     }
 
     fn with_cache(self, dir: &Path) -> Node {
-        for entry in fs::read_dir(dir).unwrap().flatten() {
+        // Packages that were fetched are not this node's concern.
+        let files = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+        for entry in fs::read_dir(dir).unwrap().flatten().filter(files) {
             fs::hard_link(entry.path(), self.cache().join(entry.file_name())).unwrap();
         }
         self
