@@ -627,7 +627,7 @@ fn a_terminal_gets_a_progress_display() {
 fn a_release_that_a_parameter_names_must_be_signed() {
     let node = Node::bare();
     // Nobody listens there: the bootstrap ends at once.
-    node.config("proxy = \"http://127.0.0.1:9\"\nsuite = \"trixie\"\n");
+    node.config("proxy = \"http://127.0.0.1:9\"\nsuite = \"trixie\"\nbootstrapper = \"debootstrap\"\n");
     for (parameter, forced) in [(None, false), (Some(("OSP_SUITE", "trixie")), true)] {
         let disk = node.disk("d", 2 * GIB);
         let mut env = node.recorded("create", &disk);

@@ -279,6 +279,12 @@ hint: correct suite, or install a debootstrap that knows it: apt-get install deb
         |node| mirror(node, "http://127.0.0.1:1/debian").hold(hidden(node, "debootstrap")), "
 error: debootstrap is not installed on this node
 hint: apt-get install debootstrap"),
+    row("mmdebstrap is missing", Untouched, |node| {
+        node.config("bootstrapper = \"mmdebstrap\"\nmirror = \"http://127.0.0.1:1/debian\"\n");
+        create(node).hold(hidden(node, "mmdebstrap"))
+    }, "
+error: mmdebstrap is not installed on this node
+hint: apt-get install mmdebstrap"),
     row("mke2fs is missing", Untouched, |node| create(node).hold(hidden(node, "mke2fs")), "
 error: mke2fs is not installed on this node
 hint: apt-get install e2fsprogs"),
@@ -558,7 +564,7 @@ fn daemon(node: &Node) -> Case {
 
 /// A create that must bootstrap from `mirror`.
 fn mirror(node: &Node, mirror: &str) -> Case {
-    node.config(&format!("mirror = \"{mirror}\"\n"));
+    node.config(&format!("mirror = \"{mirror}\"\nbootstrapper = \"debootstrap\"\n"));
     create(node)
 }
 

@@ -38,7 +38,7 @@ pub fn obstacle(suite: &str, arch: &str, mirror: &[String]) -> Option<&'static s
 
 /// Whether this node has what it needs: the program, and the keyring without which it would not begin.
 pub fn refuse_missing() -> Result<()> {
-    tool::require("mmdebstrap").hint("apt-get install mmdebstrap, or set bootstrapper to \"auto\"")?;
+    tool::require("mmdebstrap")?;
     if !has_keyring() {
         return Err(anyhow::anyhow!("{KEYRING} is not there, which mmdebstrap checks the release with"))
             .hint("apt-get install debian-archive-keyring");

@@ -267,7 +267,8 @@ fn scrub(root: &RootDir) -> Result<()> {
         root.remove_files(dir, |name| name.as_encoded_bytes().ends_with(b"-old"))?;
     }
     root.remove_files("etc/udev/rules.d", |name| name.as_encoded_bytes().ends_with(b"persistent-net.rules"))?;
-    for file in ["etc/hostname", "etc/resolv.conf", "root/.bash_history"] {
+    // ldconfig would compare the inodes of this filesystem with the guest's.
+    for file in ["etc/hostname", "etc/resolv.conf", "root/.bash_history", "var/cache/ldconfig/aux-cache"] {
         root.remove(file)?;
     }
     identity::scrub(root)

@@ -118,6 +118,7 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         None
     });
     let entries = store.entries()?;
+    tell_packages(store);
     if as_json {
         let objects: Vec<serde_json::Value> = entries.iter().map(|entry| object(entry, days)).collect();
         answer(&format!("{}\n", serde_json::to_string_pretty(&objects)?))?;
@@ -141,6 +142,11 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
     }
     answer(&text)?;
+    Ok(Outcome::Done)
+}
+
+/// What is there besides trees.
+fn tell_packages(store: &Store) {
     let (count, bytes) = downloads::total(&store.packages_dir());
     if count > 0 {
         let dir = store.packages_dir();
@@ -150,7 +156,6 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
             size(bytes)
         ));
     }
-    Ok(Outcome::Done)
 }
 
 /// `-` where a tree has none, or nobody knows.
