@@ -8,7 +8,7 @@ pub mod mmdebstrap;
 mod sources;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -144,7 +144,9 @@ impl Recipe {
 
     /// Why mmdebstrap cannot make it.
     fn mmdebstrap_obstacle(&self) -> Option<&'static str> {
-        mmdebstrap::obstacle(&self.suite, &self.arch, &self.mirror)
+        let own_scripts = self.exports.contains_key(OsStr::new("DEBOOTSTRAP_DIR"));
+        let why = own_scripts.then_some("DEBOOTSTRAP_DIR is exported, which names debootstrap's scripts");
+        why.or_else(|| mmdebstrap::obstacle(&self.suite, &self.arch, &self.mirror))
     }
 
     /// Whether all its packages but those of `apt_files` come from Debian, by Debian's own signature.
