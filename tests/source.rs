@@ -443,6 +443,54 @@ fn a_backup_comes_back_as_itself_or_as_another_guest() {
 }
 
 #[test]
+fn a_boot_partition_names_the_new_root_and_odd_tables_stay_within_the_disk() {
+    let node = Node::bare();
+    let image = node.path().join("image");
+    File::create(&image).unwrap().set_len(96 * MIB).unwrap();
+    let table = "label: gpt\nstart=1MiB, size=40MiB\nstart=41MiB, size=40MiB\n";
+    tool("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", image.display())]);
+    let uuid = "b5a70c8f-0000-4000-8000-0123456789ab";
+    for (offset, id, path, text) in [
+        (MIB, uuid, "etc/crypttab", format!("x UUID={}", uuid.replace('b', "c"))),
+        (
+            41 * MIB,
+            "c5a70c8f-0000-4000-8000-0123456789ab",
+            "grub/grub.cfg",
+            format!("linux root=UUID={uuid}"),
+        ),
+    ] {
+        let tree = node.path().join(offset.to_string());
+        let file = tree.join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        let (image, tree) = (image.to_str().unwrap(), tree.to_str().unwrap());
+        let place = format!("offset={offset}");
+        tool("mkfs.ext4", &["-q", "-F", "-U", id, "-d", tree, "-E", &place, image, "40M"]);
+    }
+    // A copy of the table far behind the end of the disk, as the primary has it.
+    let file = File::options().read(true).write(true).open(&image).unwrap();
+    let mut header = [0; 92];
+    file.read_exact_at(&mut header, 512).unwrap();
+    header[32..40].copy_from_slice(&(1_u64 << 33).to_le_bytes());
+    header[16..20].fill(0);
+    let mut crc = flate2::Crc::new();
+    crc.update(&header);
+    header[16..20].copy_from_slice(&crc.sum().to_le_bytes());
+    file.write_all_at(&header, 512).unwrap();
+
+    let disk = node.disk("d", 96 * MIB);
+    let log = restore(&node, "new", &disk, &image);
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 96 * MIB, "{log}");
+    let new = tag(&disk, MIB, "UUID");
+    assert_ne!(new, uuid);
+    let boot = Mounted::at(&disk, 41 * MIB);
+    assert_eq!(boot.read("grub/grub.cfg"), format!("linux root=UUID={new}"), "{log}");
+    drop(boot);
+    fsck(&disk, 41 * MIB, "ext4");
+    node.assert_nothing_left();
+}
+
+#[test]
 #[ignore = "boots in QEMU: make test-boot"]
 fn a_golden_image_and_a_backup_with_a_new_identity_boot() {
     let node = Node::bootable("trixie");

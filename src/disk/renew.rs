@@ -9,11 +9,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
-use gptman::GPT;
 use uuid::Uuid;
 
 use super::SECTOR_BYTES;
-use super::foreign::{Content, Fat, Part, TableKind};
+use super::foreign::{Content, Fat, Part, TableKind, partitions};
+use crate::signals;
 
 /// Where an MBR has its signature, of which PARTUUIDs are made.
 const MBR_SIGNATURE: std::ops::Range<usize> = 440..444;
@@ -64,13 +64,16 @@ impl Renewal {
     pub fn table(
         &mut self,
         disk: &File,
+        size_bytes: u64,
         kind: Option<TableKind>,
         parts: &[Part],
         sector: &mut [u8; SECTOR_BYTES as usize],
     ) -> Result<()> {
         match kind {
             None => Ok(()),
-            Some(TableKind::Gpt) => self.gpt(disk).context("giving the partition table new identifiers"),
+            Some(TableKind::Gpt) => {
+                self.gpt(disk, size_bytes).context("giving the partition table new identifiers")
+            }
             Some(TableKind::Msdos) => {
                 let old = u32::from_le_bytes(std::array::from_fn(|at| sector[MBR_SIGNATURE][at]));
                 let new = self.number(old);
@@ -84,17 +87,13 @@ impl Renewal {
         }
     }
 
-    fn gpt(&mut self, disk: &File) -> Result<()> {
-        let mut io = disk;
-        let mut gpt = GPT::find_from(&mut io)?;
-        gpt.header.disk_guid = self.uuid(Uuid::from_bytes_le(gpt.header.disk_guid)).to_bytes_le();
-        let used = gpt.iter().filter(|(_, entry)| entry.is_used()).map(|(number, _)| number);
-        for number in used.collect::<Vec<_>>() {
-            let old = Uuid::from_bytes_le(gpt[number].unique_partition_guid);
-            self.known.insert(old);
-            gpt[number].unique_partition_guid = self.uuid(old).to_bytes_le();
-        }
-        gpt.write_into(&mut io)?;
+    fn gpt(&mut self, disk: &File, size_bytes: u64) -> Result<()> {
+        let mut old = Vec::new();
+        partitions::renew_gpt(disk, size_bytes, |uuid| {
+            old.push(uuid);
+            self.uuid(uuid)
+        })?;
+        self.known.extend(old);
         disk.sync_all()?;
         Ok(())
     }
@@ -134,6 +133,7 @@ impl Renewal {
         let mut piece = vec![0; PIECE_BYTES + UUID_BYTES];
         let mut at = 0;
         while at < size {
+            signals::check()?;
             let length = (size - at).min(piece.len() as u64) as usize;
             let bytes = &mut piece[..length];
             let context = || format!("changing what {part} says of the disk");
@@ -241,7 +241,7 @@ mod tests {
         let fat = Fat { volume: 0x00ab_12cd, volume_at: 0x43, copy_at: Some(6 * 512) };
         let esp = part(1, 0, Content::Fat(fat));
         renewal.part(&file, &esp).unwrap();
-        renewal.table(&file, Some(TableKind::Msdos), &[esp], &mut sector).unwrap();
+        renewal.table(&file, 1 << 20, Some(TableKind::Msdos), &[esp], &mut sector).unwrap();
         let text = renewal.text(b"PARTUUID=1234ABCD-01 /\nUUID=00AB-12CD /boot/efi", true);
         let text = String::from_utf8(text).unwrap();
         let signature = u32::from_le_bytes(sector[MBR_SIGNATURE].try_into().unwrap());

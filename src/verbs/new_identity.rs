@@ -10,6 +10,7 @@ use crate::guest::{Thawed, Tree, Workspace, identity, references};
 use crate::report::{self, WithHint};
 use crate::request::InstanceName;
 use crate::rootdir::RootDir;
+use crate::signals;
 use crate::tool::Tool;
 
 /// Files and directories that [`identity::renew()`] changes; a guest's owner may have locked them.
@@ -36,7 +37,7 @@ pub fn renew(
     report::step("giving it an identity of its own", || {
         with_first_sector(disk, sector, |(table, parts), sector| {
             let mut renewal = Renewal::new(name.full(), many_disks);
-            renewal.table(&disk.file, table, &parts, sector)?;
+            renewal.table(&disk.file, disk.size_bytes, table, &parts, sector)?;
             for part in &parts {
                 renewal.part(&disk.file, part)?;
                 if let Content::Other(what) = &part.content {
@@ -47,37 +48,68 @@ pub fn renew(
                 renewal.fat_texts(&disk.file, part)?;
             }
             disk.flush_path_cache()?;
-            renew_root(disk, workspace, (table, parts.clone()), &renewal, name)?;
+            let root = renew_root(disk, workspace, (table, parts.clone()), &renewal, name)?;
             for part in &parts {
                 if let Content::Filesystem(volume) = part.content {
+                    if root.as_ref() != Some(part) {
+                        renew_boot(disk, workspace, part, volume, &renewal)?;
+                    }
                     renew_filesystem(disk, workspace, part, volume, &renewal)
-                        .with_context(|| format!("giving {part} a new UUID"))
-                        .hint("import it with import_identity = \"keep\", and repair it in the guest")?;
+                        .with_context(|| format!("giving {part} a new UUID"))?;
                 }
             }
             Ok(())
         })
     })
+    .hint("with import_identity = \"keep\" it stays what it is; what is wrong is repaired in the guest")
 }
 
+/// What the guest's root says; returns where that is.
 fn renew_root(
     disk: &Disk,
     workspace: &Workspace,
     survey: (Option<TableKind>, Vec<Part>),
     renewal: &Renewal,
     name: &InstanceName,
-) -> Result<()> {
+) -> Result<Option<Part>> {
     match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
         Sought::Found(guest) => {
             references::rewrite(guest.tree(), |text, mounts| renewal.text(text, mounts))?;
             renew_tree(guest.tree(), name)?;
-            guest.finish(disk)
+            let part = guest.part.clone();
+            guest.finish(disk)?;
+            Ok(Some(part))
         }
         Sought::Nothing(found) => {
             report::line(&format!("{:>10}  no root of a guest is on it: {found}", ""));
-            Ok(())
+            Ok(None)
         }
     }
+}
+
+/// What a filesystem beside the root says of it, where it is the guest's /boot. One that cannot be mounted holds nothing
+/// that would start.
+fn renew_boot(
+    disk: &Disk,
+    workspace: &Workspace,
+    part: &Part,
+    volume: Volume,
+    renewal: &Renewal,
+) -> Result<()> {
+    let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
+    match workspace.mount_found(&device.path(), volume, "boot", Tree::Strangers) {
+        Ok(mut root) => {
+            references::rewrite_boot(root.dir()?, |text| renewal.text(text, false))
+                .with_context(|| format!("changing what {part} says of the disk"))?;
+            root.finish()?;
+        }
+        Err(error) => {
+            signals::check()?;
+            report::warning(&format!("what {part} says of the disk stays: {}", report::sentence(&error)));
+        }
+    }
+    device.finish()?;
+    disk.flush_path_cache()
 }
 
 /// By the filesystem's own tools, on a loop device that shows nothing else.

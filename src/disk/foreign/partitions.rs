@@ -2,8 +2,11 @@
 //! and bounded: a table that contradicts itself, or reaches beyond the disk, is an error and never a guess.
 
 use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
+use uuid::Uuid;
 
 use super::ReadAt;
 
@@ -218,14 +221,51 @@ fn read_gpt(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Result<Vec<Partit
     bail!("the disk is marked as GPT, but has no table that is whole ({})", damage.join("; "))
 }
 
-/// The sectors, in bytes, of a primary GPT that is whole and has room for partitions: what another reader can be let at.
+/// The sectors, in bytes, of a primary GPT that is whole, has room for partitions, and entries of the usual size: what
+/// another reader can be let at.
 pub fn primary_gpt(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Option<u64> {
     let whole = |sector_bytes| {
         let header = read_header(disk, size_bytes, sector_bytes, 1).ok()?;
         read_entries(disk, size_bytes, &header).ok().map(|_| header)
     };
     let first = SECTOR_SIZES.into_iter().find_map(whole)?;
-    (first.count > 0).then_some(first.sector_bytes)
+    (first.count > 0 && first.entry_bytes == GPT_ENTRY_BYTES).then_some(first.sector_bytes)
+}
+
+/// Gives a GPT, and its copy where that is whole, other GUIDs in place: the disk's and those of its partitions, each of
+/// which `new` makes of the old one. What is not whole stays as it is, and is read by nobody.
+pub fn renew_gpt(disk: &File, size_bytes: u64, mut new: impl FnMut(Uuid) -> Uuid) -> Result<()> {
+    let old = read_gpt(disk, size_bytes)?;
+    let mut renew = |bytes: &mut [u8]| {
+        let uuid = Uuid::from_bytes_le(std::array::from_fn(|at| bytes[at]));
+        bytes.copy_from_slice(&new(uuid).to_bytes_le());
+    };
+    for sector_bytes in SECTOR_SIZES {
+        // Both are read before one is written: they may share their entries.
+        let mut writes = Vec::new();
+        for lba in [1, (size_bytes / sector_bytes).saturating_sub(1)] {
+            let Ok(header) = read_header(disk, size_bytes, sector_bytes, lba) else { continue };
+            let Ok(mut entries) = entries_bytes(disk, &header) else { continue };
+            let used = entries.chunks_exact_mut(header.entry_bytes as usize).filter(|entry| is_used(entry));
+            used.for_each(|entry| renew(&mut entry[16..32]));
+            let mut sector = read_sector(disk, lba * sector_bytes)?;
+            renew(&mut sector[56..72]);
+            sector[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
+            sector[16..20].fill(0);
+            let crc = crc32(&sector[..u32_at(&sector, 12) as usize]);
+            sector[16..20].copy_from_slice(&crc.to_le_bytes());
+            writes.extend([(header.entries_at, entries), (lba * sector_bytes, sector.to_vec())]);
+        }
+        for (at, bytes) in &writes {
+            disk.write_all_at(bytes, *at)
+                .with_context(|| format!("writing the partition table at byte {at}"))?;
+        }
+        if !writes.is_empty() {
+            break;
+        }
+    }
+    ensure!(read_gpt(disk, size_bytes)? == old, "the partition table lies over itself");
+    Ok(())
 }
 
 /// What a header says of its entries, checked.
@@ -273,13 +313,11 @@ fn read_header(
 }
 
 fn read_entries(disk: &(impl ReadAt + ?Sized), size_bytes: u64, header: &Header) -> Result<Vec<Partition>> {
-    let mut bytes = vec![0u8; header.count as usize * header.entry_bytes as usize];
-    disk.read_into(&mut bytes, header.entries_at).context("reading the entries")?;
-    ensure!(crc32(&bytes) == header.entries_crc, "the entries' checksum is wrong");
+    let bytes = entries_bytes(disk, header)?;
     let sectors = size_bytes / header.sector_bytes;
     let mut partitions = Vec::new();
     for (number, entry) in (1..).zip(bytes.chunks_exact(header.entry_bytes as usize)) {
-        if entry[..16].iter().all(|byte| *byte == 0) {
+        if !is_used(entry) {
             continue;
         }
         let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
@@ -294,6 +332,19 @@ fn read_entries(disk: &(impl ReadAt + ?Sized), size_bytes: u64, header: &Header)
         });
     }
     Ok(partitions)
+}
+
+/// The entries as they stand there, with the right checksum.
+fn entries_bytes(disk: &(impl ReadAt + ?Sized), header: &Header) -> Result<Vec<u8>> {
+    let mut bytes = vec![0u8; header.count as usize * header.entry_bytes as usize];
+    disk.read_into(&mut bytes, header.entries_at).context("reading the entries")?;
+    ensure!(crc32(&bytes) == header.entries_crc, "the entries' checksum is wrong");
+    Ok(bytes)
+}
+
+/// A partition has a type.
+fn is_used(entry: &[u8]) -> bool {
+    entry[..16].iter().any(|byte| *byte != 0)
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -383,6 +434,78 @@ mod tests {
         let last = disk.len() - 512;
         disk[last] = b'X';
         assert!(refusal(&disk).contains("no table that is whole"), "{}", refusal(&disk));
+    }
+
+    fn file_of(disk: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(disk, 0).unwrap();
+        file
+    }
+
+    /// The GUIDs of both tables: the disk's, and those of the partitions.
+    fn guids(file: &File) -> [Vec<Uuid>; 2] {
+        [1, DISK as u64 / 512 - 1].map(|lba| {
+            let header = read_header(file, DISK as u64, 512, lba).unwrap();
+            let guid = |bytes: &[u8]| Uuid::from_bytes_le(bytes[..16].try_into().unwrap());
+            let entries = entries_bytes(file, &header).unwrap();
+            let used = entries.chunks_exact(header.entry_bytes as usize).filter(|entry| is_used(entry));
+            let sector = read_sector(file, lba * 512).unwrap();
+            std::iter::once(guid(&sector[56..])).chain(used.map(|entry| guid(&entry[16..]))).collect()
+        })
+    }
+
+    #[test]
+    fn a_gpt_and_its_copy_get_other_guids_and_nothing_else() {
+        let new = |old: Uuid| Uuid::from_u128(!old.as_u128());
+        let disk = gpt();
+        let file = file_of(&disk);
+        let old = guids(&file);
+        renew_gpt(&file, DISK as u64, new).unwrap();
+        let expected = old[0].iter().map(|old| new(*old)).collect::<Vec<_>>();
+        assert_eq!(guids(&file), [expected.clone(), expected]);
+        renew_gpt(&file, DISK as u64, new).unwrap();
+        let mut again = vec![0; DISK];
+        file.read_exact_at(&mut again, 0).unwrap();
+        assert!(again == disk);
+    }
+
+    #[test]
+    fn larger_entries_are_renewed_too_but_no_other_reader_is_let_at_them() {
+        let mut disk = gpt();
+        assert_eq!(primary_gpt(disk.as_slice(), DISK as u64), Some(512));
+        let entry_bytes = 2 * GPT_ENTRY_BYTES as usize;
+        let old = disk[1024..1024 + 128 * 128].to_vec();
+        for (number, entry) in old.chunks_exact(128).enumerate() {
+            disk[1024 + number * entry_bytes..][..entry_bytes].fill(0);
+            disk[1024 + number * entry_bytes..][..128].copy_from_slice(entry);
+        }
+        let crc = crc32(&disk[1024..1024 + 128 * entry_bytes]);
+        set_header(&mut disk, 84, &(entry_bytes as u32).to_le_bytes());
+        set_header(&mut disk, 88, &crc.to_le_bytes());
+        assert_eq!(primary_gpt(disk.as_slice(), DISK as u64), None);
+        let file = file_of(&disk);
+        let old = guids(&file);
+        renew_gpt(&file, DISK as u64, |old| Uuid::from_u128(!old.as_u128())).unwrap();
+        assert!(guids(&file)[0].iter().all(|guid| !old[0].contains(guid)));
+    }
+
+    #[test]
+    fn a_table_beside_the_one_that_is_read_is_not_believed() {
+        // Numbers that another reader would take for memory, or for places to write to; each header is signed.
+        for (at, bytes) in [
+            (80, &u32::MAX.to_le_bytes()[..]),
+            (72, &(1u64 << 40).to_le_bytes()[..]),
+            (32, &(1u64 << 40).to_le_bytes()[..]),
+            (48, &(1u64 << 40).to_le_bytes()[..]),
+            (48, &u64::MAX.to_le_bytes()[..]),
+        ] {
+            let mut disk = gpt();
+            set_header(&mut disk, at, bytes);
+            let file = file_of(&disk);
+            renew_gpt(&file, DISK as u64, |old| Uuid::from_u128(!old.as_u128())).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), DISK as u64, "{at}");
+            assert_eq!(read_gpt(&file, DISK as u64).unwrap().len(), 2, "{at}");
+        }
     }
 
     #[test]
