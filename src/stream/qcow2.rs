@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::compressed::WINDOW_LOG_MAX;
 use crate::disk::foreign::ReadAt;
+use crate::signals;
 
 pub const MAGIC: &[u8] = b"QFI\xfb";
 
@@ -17,6 +18,8 @@ const HEADER_BYTES: usize = 112;
 /// Version 2 has no more.
 const SHORT_HEADER_BYTES: usize = 72;
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+/// QEMU has no more either: they are looked at one by one.
+const L1_ENTRIES_MAX: u64 = 4 << 20;
 /// Of an L1 or L2 entry: where it points to.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -99,6 +102,10 @@ impl<'a> Qcow2<'a> {
         ensure!(size_bytes <= i64::MAX as u64, "the qcow2 image says that it has {size_bytes} bytes");
         let clusters = size_bytes.div_ceil(1 << cluster_bits);
         let l1_needed = clusters.div_ceil(1 << (cluster_bits - 3));
+        ensure!(
+            l1_needed <= L1_ENTRIES_MAX,
+            "the qcow2 image has too small clusters for its size; `qemu-img convert` makes one with larger ones"
+        );
         ensure!(u64::from(u32_at(36)) >= l1_needed, "the qcow2 image has too small a table for its size");
         Ok(Qcow2 {
             file,
@@ -123,9 +130,16 @@ impl<'a> Qcow2<'a> {
         let mut zeros_from = None;
         let mut at = 0;
         while at < self.size_bytes {
-            let length = cluster_bytes.min(self.size_bytes - at);
+            let mut length = cluster_bytes.min(self.size_bytes - at);
             match self.cluster(at >> self.cluster_bits)? {
-                Cluster::Zero => drop(zeros_from.get_or_insert(at)),
+                Cluster::Zero => {
+                    zeros_from.get_or_insert(at);
+                    if self.l2.borrow().1.is_empty() {
+                        // All that the table would have told of is zeros.
+                        let told_bytes = cluster_bytes << (self.cluster_bits - 3);
+                        length = (told_bytes - at % told_bytes).min(self.size_bytes - at);
+                    }
+                }
                 cluster => {
                     if let Some(from) = zeros_from.take() {
                         take(from, Piece::Zeros(at - from))?;
@@ -149,6 +163,7 @@ impl<'a> Qcow2<'a> {
         let (l1_index, l2_index) = (index / entries, index % entries);
         let mut cached = self.l2.borrow_mut();
         if cached.0 != Some(l1_index) {
+            signals::check()?;
             let context = "reading the tables of the qcow2 image";
             let mut entry = [0; 8];
             let at = self.l1_at.checked_add(l1_index * 8).context(context)?;
