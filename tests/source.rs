@@ -171,7 +171,8 @@ fn an_empty_disk_has_nothing_of_what_was_on_it() {
     let root = root_offset(&disk);
     let mut env = node.recorded("create", &disk);
     env.insert("OSP_SOURCE".into(), "empty".into());
-    node.create(&env);
+    let log = node.create(&env);
+    assert!(log.contains("nothing was installed") && !log.contains("is installed"), "{log}");
     for offset in [0, root] {
         let found = tool("sh", &["-c", &format!("blkid -p -O {offset} {} || [ $? = 2 ]", disk.display())]);
         assert_eq!(found, "", "at {offset}");
@@ -201,6 +202,13 @@ fn what_is_not_what_the_administrator_sealed_is_refused_and_the_disk_stays_as_it
         assert!(log.contains(wanted), "{wanted}\n{log}");
         assert_eq!(common::digest(&disk), before, "{source}");
     }
+    // Whoever may write it could change it behind the digest.
+    fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    set_source(&node, &good);
+    let log = failure(&node, "create", &golden_env(&node, &disk));
+    assert!(log.contains("can be written by others"), "{log}");
+    assert_eq!(common::digest(&disk), before);
+    fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     // A stranger may not have this node read a file of his choice.
     let mut env = node.recorded("create", &disk);
     env.insert("OSP_SOURCE".into(), good.clone());

@@ -25,6 +25,7 @@ use crate::guest::access::{PasswordHash, parse_keys};
 use crate::guest::{Zone, network};
 use crate::request::Context;
 pub use apt::AptFile;
+pub use files::writable_by_others;
 pub use layers::{Era, Layers, Origin, Value, Values};
 use syntax::split;
 pub use values::{Algorithm, Bootstrapper, Identity, SealedFile, Source, SwapWish};

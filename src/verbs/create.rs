@@ -86,7 +86,13 @@ pub fn on_disk(
             Opened::Image(image) => golden::install(&guest, disk, workspace, &image)?,
         },
     }
-    report::line(&format!("{:8.2} s  {} is installed", start.elapsed().as_secs_f64(), instance.name));
+    let (seconds, name) = (start.elapsed().as_secs_f64(), &instance.name);
+    report::line(&match settings.source {
+        Source::Empty => {
+            format!("{seconds:8.2} s  the disk of {name} is empty: nothing was installed, no hook ran")
+        }
+        _ => format!("{seconds:8.2} s  {name} is installed"),
+    });
     Ok(())
 }
 

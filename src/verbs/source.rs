@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256, Sha512};
 use super::restore_disk::Restoring;
 use crate::cache::BaseTar;
 use crate::report::{self, WithHint, size};
-use crate::settings::{Algorithm, SealedFile};
+use crate::settings::{Algorithm, SealedFile, writable_by_others};
 use crate::signals;
 use crate::stream::qcow2::{self, Qcow2};
 use crate::stream::{self, Source};
@@ -37,11 +37,16 @@ pub struct DiskImage {
 /// Opens a file and reads all of it once: what is not what the administrator sealed is refused.
 pub fn open(sealed: &SealedFile) -> Result<Opened> {
     let name = sealed.path.display().to_string();
-    let file = File::open(&sealed.path)
+    // Opening what is none, a pipe for instance, would wait.
+    let meta = std::fs::metadata(&sealed.path)
         .with_context(|| format!("opening {name}"))
         .hint("the setting source names it; it must lie on every node that installs from it")?;
-    let meta = file.metadata()?;
     ensure!(meta.is_file(), "{name}, which source names, is no regular file");
+    if let Some(fault) = writable_by_others(&sealed.path) {
+        return Err(anyhow!("{fault}; what was compared could become something else"))
+            .hint(format!("chown root {name}; chmod go-w {name}"));
+    }
+    let file = File::open(&sealed.path).with_context(|| format!("opening {name}"))?;
     report::step(&format!("checking {name}, {}", size(meta.len())), || compare(&file, sealed))?;
     let image = DiskImage { name, file };
     if image.is_qcow2()? {
