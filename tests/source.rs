@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use common::backup::{self, dirty};
@@ -220,7 +220,11 @@ fn what_is_not_what_the_administrator_sealed_is_refused_and_the_disk_stays_as_it
     set_source(&node, &good.replace("golden.img", "gone.img"));
     let mut verify = node.recorded("verify", &disk);
     verify.insert("OS_VARIANT".into(), "golden".into());
-    assert!(failure(&node, "verify", &verify).contains("gone.img"));
+    assert!(failure(&node, "verify", &verify).contains("this node does not have it"));
+    set_source(&node, &good);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(failure(&node, "verify", &verify).contains("can be written by others"));
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
     // An image that does not fit, or holds no guest.
     let small = node.path().join("small.qcow2");
     tool("qemu-img", &["create", "-q", "-f", "qcow2", small.to_str().unwrap(), "65M"]);

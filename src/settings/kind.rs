@@ -104,7 +104,7 @@ impl Kind {
             Kind::Source => fails(
                 Source::parse(text).is_some(),
                 "\"bootstrap\", \"empty\", or a file and its digest like \"/srv/golden.qcow2 sha256:HEX\" (or \
-                 sha512:HEX), as `sha256sum` prints it",
+                 sha512:HEX), where HEX is what `sha256sum` prints before the name",
             ),
             Kind::SshKeys => parse_keys(text)
                 .err()

@@ -9,7 +9,7 @@ use super::{Outcome, warn};
 use crate::bootstrap::mmdebstrap;
 use crate::report;
 use crate::request::Context;
-use crate::settings::{Bootstrapper, Judgement, Settings, Source};
+use crate::settings::{Bootstrapper, Judgement, Settings, Source, writable_by_others};
 
 /// Where the node's own timezones are.
 const ZONES: &str = "/usr/share/zoneinfo";
@@ -22,7 +22,7 @@ pub fn verify(context: &Context, faults: &[String]) -> Result<Outcome> {
         judgement.problems.splice(0..0, faults.iter().cloned());
     }
     judgement.problems.extend(unknown_timezone(&judgement));
-    judgement.problems.extend(missing_source(&judgement));
+    judgement.problems.extend(unusable_source(&judgement));
     judgement.problems.extend(missing_mmdebstrap(&judgement));
     judgement.add_conflicts();
     let settings = judgement.into_settings()?;
@@ -30,14 +30,17 @@ pub fn verify(context: &Context, faults: &[String]) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// A file that this node does not have: create reads it here.
-fn missing_source(judgement: &Judgement) -> Option<String> {
+/// A file that this node does not have, or that create would not take: it is read here.
+fn unusable_source(judgement: &Judgement) -> Option<String> {
     let Source::File(file) = &judgement.settings.source else { return None };
-    let path = file.path.display();
-    let gone = judgement.is_certain("source") && !file.path.is_file();
-    gone.then(|| {
-        format!("source names {path}, which this node does not have{}", judgement.settings.set_in("source"))
-    })
+    if !judgement.is_certain("source") {
+        return None;
+    }
+    let fault = match file.path.is_file() {
+        true => writable_by_others(&file.path)?,
+        false => "this node does not have it".into(),
+    };
+    Some(format!("source names {}{}: {fault}", file.path.display(), judgement.settings.set_in("source")))
 }
 
 /// A program that is asked for by name and not installed.
