@@ -82,6 +82,7 @@ mod raw {
     nix::ioctl_read_bad!(blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
     nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
+    nix::ioctl_read!(fs_ioc_getfslabel, 0x94, 49, [u8; FS_LABEL_MAX]);
     nix::ioctl_write_ptr!(fs_ioc_setfslabel, 0x94, 50, [u8; FS_LABEL_MAX]);
 }
 
@@ -162,6 +163,14 @@ pub fn block_size_bytes(device: &File) -> nix::Result<u64> {
 pub fn drop_block_cache(device: &File) -> nix::Result<()> {
     // SAFETY: BLKFLSBUF takes no argument.
     unsafe { raw::blkflsbuf(device.as_raw_fd()) }.map(drop)
+}
+
+/// The label of a mounted filesystem, up to its first NUL; ENOTTY where it (or the kernel) has no such call.
+pub fn fs_label(mount_point: &File) -> nix::Result<Vec<u8>> {
+    let mut buffer = [0u8; FS_LABEL_MAX];
+    // SAFETY: the kernel writes FSLABEL_MAX bytes, which the buffer has.
+    unsafe { raw::fs_ioc_getfslabel(mount_point.as_raw_fd(), &mut buffer) }?;
+    Ok(buffer.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
 }
 
 /// Sets the label of a mounted filesystem; ENOTTY where it (or the kernel) has no such call.

@@ -188,6 +188,12 @@ impl Root {
         Ok((fs.f_blocks - fs.f_bfree) * fs.f_frsize)
     }
 
+    /// The filesystem's label, where it can be asked for while it is mounted, and is text.
+    pub fn label(&self) -> Option<String> {
+        let label = sys::fs_label(self.held.as_ref()?).ok()?;
+        String::from_utf8(label).ok()
+    }
+
     /// Sets the filesystem's label while it is mounted.
     pub fn set_label(&self, device: &Path, filesystem: Filesystem, label: &str) -> Result<()> {
         let mount_point = self.held.as_ref().context("using a root that is unmounted")?;

@@ -57,9 +57,13 @@ impl Fitting<'_> {
                         .hint("an image wants its root on ext2, ext3, ext4, xfs or btrfs, on a partition or the bare disk");
                 }
             };
+            let own_label = guest.mark_incomplete()?;
             report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
             if hooks::any(&self.plan.hooks)? {
                 self.customise(&guest, table.is_some().then_some(sector))?;
+            }
+            if let Some(label) = own_label {
+                guest.relabel(&label)?;
             }
             report::step("writing the guest out", || guest.finish(disk))
         })

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::disk::foreign::{self, Content, Part, TableKind, Volume};
-use crate::disk::{Disk, LoopDevice};
+use crate::disk::{Disk, INCOMPLETE_LABEL, LoopDevice};
 use crate::guest::{Root, Tree, Workspace};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -117,6 +117,22 @@ impl GuestRoot {
             Some(number) if self.device.has_partition(number) => self.device.partition_path(number),
             _ => self.device.path(),
         }
+    }
+
+    /// Labels a filesystem that is all of the disk as incomplete; returns its own label, for [`GuestRoot::relabel()`].
+    pub fn mark_incomplete(&self) -> Result<Option<String>> {
+        let own = self.root.label().filter(|_| self.table.is_none());
+        if own.is_some() {
+            self.relabel(INCOMPLETE_LABEL)?;
+            self.root.flush()?;
+        }
+        Ok(own)
+    }
+
+    /// Gives the filesystem a label.
+    pub fn relabel(&self, label: &str) -> Result<()> {
+        let Content::Filesystem(volume) = self.part.content else { return Ok(()) };
+        self.root.set_label(&self.root_device(), volume.filesystem, label)
     }
 
     /// Writes everything out, unmounts, and waits until the kernel has let go of the disk.
