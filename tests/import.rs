@@ -481,6 +481,7 @@ fn a_dry_run_prints_the_plan_and_reads_nothing() {
          disk        {} (file, 256 MiB)\n\
          backup      on standard input, of which a dry run reads nothing; what it holds decides:\n\
          a disk      comes back in its own layout if it had at most 256 MiB; on a larger disk what lies last grows\n\
+         identity    that of the guest that was backed up\n\
          a tree      gets a new layout, gpt, and a new ext4\n",
         disk.display()
     );

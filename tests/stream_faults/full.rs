@@ -102,8 +102,8 @@ fn what_cannot_be_read_is_named_and_never_carried_as_zeros() {
             let (doing, named) = error.rsplit_once(" at byte ").unwrap();
             let named: u64 = named.lines().next().unwrap().parse().unwrap();
             let of_disk = doing.ends_with("  reading the disk");
-            // A filesystem counts from its own beginning.
-            assert!(named >= readable || !of_disk, "{what}: {named}");
+            // A filesystem counts from its own beginning. The kernel's page cache fails a folio at a time.
+            assert!(named + MIB > readable || !of_disk, "{what}: {named}");
             // Nothing stands for what was not read.
             let written = fs::read(&stream).unwrap();
             assert!(written.len() as u64 <= readable + MIB, "{what}: {} bytes", written.len());
