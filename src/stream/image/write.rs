@@ -90,7 +90,8 @@ impl Export {
     }
 }
 
-/// Fills a piece with what stands at `at`; an error names the first byte that cannot be read.
+/// Fills a piece with what stands at `at`; an error names the first byte that could not be had, to the folio that the page
+/// cache reads at once.
 fn read_piece(disk: &File, piece: &mut [u8], at: u64) -> Result<()> {
     let mut done = 0;
     while done < piece.len() {
