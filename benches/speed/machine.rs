@@ -93,6 +93,10 @@ fn link_all(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
+        // Packages that were fetched stay behind.
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
         fs::hard_link(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())
