@@ -1,13 +1,15 @@
 //! Dumps made to do harm: each is refused by name, and nothing beside the root is changed. Needs root.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
+mod common;
+
 use std::fs;
 use std::io::{Cursor, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use ganeti_instance_debootstrap::rootdir::RootDir;
+use common::unharmed::Guest;
 use ganeti_instance_debootstrap::stream::dump::{self, Stats};
 
 const RECORD: usize = 1024;
@@ -24,37 +26,13 @@ const DIR: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 
-/// A root to restore to, beside a directory that stands for the node.
-struct Guest {
-    _dir: tempfile::TempDir,
-    tree: PathBuf,
-    node: PathBuf,
+trait Restore {
+    fn restore(&self, dump: impl Read) -> Result<Stats>;
 }
 
-impl Guest {
-    fn new() -> Guest {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let (tree, node) = (dir.path().join("guest"), dir.path().join("node"));
-        fs::create_dir(&tree).unwrap();
-        fs::create_dir(&node).unwrap();
-        fs::write(node.join("secret"), "the node's").unwrap();
-        Guest { _dir: dir, tree, node }
-    }
-
+impl Restore for Guest {
     fn restore(&self, mut dump: impl Read) -> Result<Stats> {
-        let before = self.node_state();
-        let result = dump::restore(&mut dump, &RootDir::open(&self.tree).unwrap(), &|| Ok(()));
-        assert_eq!(self.node_state(), before, "the node was changed");
-        result
-    }
-
-    fn node_state(&self) -> impl PartialEq + std::fmt::Debug {
-        let state = |path: &PathBuf| {
-            let stat = fs::symlink_metadata(path).unwrap();
-            (stat.mode(), stat.uid(), stat.nlink(), stat.mtime_nsec(), stat.ctime_nsec(), stat.len())
-        };
-        let beside = fs::read_dir(self.node.parent().unwrap()).unwrap().count();
-        (state(&self.node), state(&self.node.join("secret")), beside)
+        self.beside_the_node(|root| dump::restore(&mut dump, root, &|| Ok(())))
     }
 }
 

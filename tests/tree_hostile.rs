@@ -2,55 +2,29 @@
 //! and nothing beside it changed. Needs root.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
+mod common;
+
 use std::cell::Cell;
 use std::fs;
 use std::io::{Cursor, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, symlink};
 
 use anyhow::{Result, bail};
+use common::unharmed::Guest;
 use ganeti_instance_debootstrap::rootdir::RootDir;
 use ganeti_instance_debootstrap::tree::{self, UnpackStats};
 
-/// A root to unpack into, beside a directory that stands for the node.
-struct Guest {
-    _dir: tempfile::TempDir,
-    tree: PathBuf,
-    node: PathBuf,
-}
-
-impl Guest {
-    fn new() -> Guest {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let (tree, node) = (dir.path().join("guest"), dir.path().join("node"));
-        fs::create_dir(&tree).unwrap();
-        fs::create_dir(&node).unwrap();
-        fs::write(node.join("secret"), "the node's").unwrap();
-        Guest { _dir: dir, tree, node }
-    }
-
-    fn unpack(&self, archive: &[u8]) -> Result<UnpackStats> {
-        let before = self.node_state();
-        let result = tree::unpack(&mut Cursor::new(archive), &RootDir::open(&self.tree).unwrap(), &nothing);
-        assert_eq!(self.node_state(), before, "the node was changed");
-        result
-    }
+trait Unpack {
+    fn unpack(&self, archive: &[u8]) -> Result<UnpackStats>;
 
     fn refusal(&self, archive: &[u8]) -> String {
         format!("{:#}", self.unpack(archive).unwrap_err())
     }
+}
 
-    fn node_state(&self) -> impl PartialEq + std::fmt::Debug {
-        let state = |path: &PathBuf| {
-            let stat = fs::symlink_metadata(path).unwrap();
-            (stat.mode(), stat.uid(), stat.nlink(), stat.mtime_nsec(), stat.ctime_nsec(), stat.len())
-        };
-        let beside = fs::read_dir(self.node.parent().unwrap()).unwrap().count();
-        (state(&self.node), state(&self.node.join("secret")), beside)
-    }
-
-    fn text(&self, path: &str) -> String {
-        fs::read_to_string(self.tree.join(path)).unwrap()
+impl Unpack for Guest {
+    fn unpack(&self, archive: &[u8]) -> Result<UnpackStats> {
+        self.beside_the_node(|root| tree::unpack(&mut Cursor::new(archive), root, &nothing))
     }
 }
 
