@@ -543,6 +543,48 @@ fn a_boot_partition_names_the_new_root_and_odd_tables_stay_within_the_disk() {
     node.assert_nothing_left();
 }
 
+/// Makes the disk of a root tar that has a kernel, and no loader of ours.
+fn disk_of_a_tar(node: &Node) -> (PathBuf, BTreeMap<String, String>) {
+    let image = golden(node, "tree.img", &["--param", "suite=trixie"]);
+    let tar = node.path().join("tree.tar.gz");
+    {
+        let root = Mounted::at(&image, root_offset(&image));
+        tool(
+            "tar",
+            &[
+                "--xattrs",
+                "--acls",
+                "--numeric-owner",
+                "-czf",
+                tar.to_str().unwrap(),
+                "-C",
+                root.path().to_str().unwrap(),
+                ".",
+            ],
+        );
+    }
+    let old = tag(&image, root_offset(&image), "UUID");
+    fs::remove_file(&image).unwrap();
+    set_source(node, &sealed(&tar, "sha256"));
+    let disk = node.disk("tar", 3 * GIB);
+    let mut env = node.kvm(&disk, &[("suite", "trixie"), ("swap", "64M")]);
+    env.insert("OS_VARIANT".into(), "golden".into());
+    let log = node.create(&env);
+    let root = Mounted::at(&disk, root_offset(&disk));
+    let (grub, fstab) = (root.read("boot/grub/grub.cfg"), root.read("etc/fstab"));
+    let uuid = tag(&disk, root_offset(&disk), "UUID");
+    assert!(grub.contains(&uuid) && !grub.contains(&old), "{grub}\n{log}");
+    assert!(fstab.contains(&format!("UUID={uuid} / ext4")) && fstab.contains("/boot/efi"), "{fstab}");
+    (disk.clone(), env)
+}
+
+#[test]
+fn a_root_tar_gets_a_loader_for_its_disk() {
+    let node = Node::bootable("trixie");
+    disk_of_a_tar(&node);
+    node.assert_nothing_left();
+}
+
 #[test]
 #[ignore = "boots in QEMU: make test-boot"]
 fn a_golden_image_and_a_backup_with_a_new_identity_boot() {
@@ -572,6 +614,8 @@ fn a_golden_image_and_a_backup_with_a_new_identity_boot() {
         &format!("source = \"{}\"\nimport_identity = \"new\"\n", sealed(&image, "sha256")),
     );
     node.create(&env);
+    boot(&disk, &env["INSTANCE_NAME"]);
+    let (disk, env) = disk_of_a_tar(&node);
     boot(&disk, &env["INSTANCE_NAME"]);
     node.assert_nothing_left();
 }
