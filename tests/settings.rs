@@ -63,6 +63,26 @@ fn each_layer_stands_above_the_one_before() {
 }
 
 #[test]
+fn what_the_cache_keeps_is_said_by_the_nodes_own_files_alone() {
+    let node = Node::bare();
+    fs::write(node.legacy_defaults(), "TEMPLATES=7\nSUITE=sid\n").unwrap();
+    expect(&show(&node, None), "templates", "4", "", 0);
+    node.variant("web.toml", "templates = 2\n");
+    node.config("templates = 0\n");
+    expect(&show(&node, None), "templates", "0", "config.toml", 1);
+    expect(&show(&node, Some("web")), "templates", "2", "web.toml", 1);
+    let mut env = node.recorded("create", &node.disk("d", 2 << 30));
+    env.insert("OSP_TEMPLATES".into(), "7".into());
+    for wrong in ["65", "-1"] {
+        node.config(&format!("templates = {wrong}\n"));
+        let output = node.verb("create", &env).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let expected = format!("templates is \"{wrong}\"; expected a number from 0 to 64");
+        assert!(log_of(&output).contains(&expected), "{}", log_of(&output));
+    }
+}
+
+#[test]
 fn whose_defaults_hold_is_one_rule() {
     let node = Node::bare();
     assert_eq!(

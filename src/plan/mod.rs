@@ -43,6 +43,8 @@ pub struct BasePlan {
     pub generate_cache: bool,
     pub compression: Compression,
     pub clean_days: Option<u32>,
+    /// How many root filesystems the cache keeps to be copied; 0: none is made or used.
+    pub templates: usize,
 }
 
 /// How the hooks are run.
@@ -114,6 +116,7 @@ pub fn base_plan(context: &Context, settings: &Settings, kernel: Option<Kernel>)
         generate_cache: settings.generate_cache,
         compression: settings.cache_compression,
         clean_days: settings.clean_cache_days,
+        templates: settings.templates,
     }
 }
 

@@ -220,6 +220,7 @@ mod tests {
             ("import_identity", IDENTITIES, &["", "other"]),
             ("customize_dir", &["", "/x"], &["x", "/x\n"]),
             ("variants_dir", &["/x"], &["", "x"]),
+            ("templates", &["0", "4", "64"], &["", "65", "-1", "+1", "x", "1.5"]),
             ("clean_cache", &["", "0", "14"], &["x", "-1", "1.5"]),
             ("keep_failed", &["true", "false"], &["yes", ""]),
         ];

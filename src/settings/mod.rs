@@ -90,6 +90,8 @@ pub struct Settings {
     pub hooks_namespace: bool,
     pub generate_cache: bool,
     pub cache_compression: Compression,
+    /// How many templates the cache keeps; 0: none is made or used.
+    pub templates: usize,
     /// None: cache files never expire.
     pub clean_cache_days: Option<u32>,
     pub keep_failed: bool,
@@ -205,6 +207,7 @@ impl Settings {
             } else {
                 Compression::None
             },
+            templates: text("templates").parse().unwrap_or(4),
             clean_cache_days: text("clean_cache").parse().ok(),
             keep_failed: is("keep_failed"),
             source: Source::parse(text("source")).unwrap_or(Source::Bootstrap),

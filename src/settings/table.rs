@@ -176,6 +176,13 @@ pub const KEYS: &[Key] = &[
         parameter: false,
         help: "How a new cache file is stored: none (fast) or gzip (small)",
     },
+    Key {
+        name: "templates",
+        legacy: None,
+        kind: Kind::Integer { min: 0, max: 64 },
+        parameter: false,
+        help: "How many finished root filesystems the cache keeps for creates to copy, the last used ones; 0: none",
+    },
     key("clean_cache", "CLEAN_CACHE", Kind::Days, "Days after which a cache file is made anew; empty: never"),
     Key {
         name: "keep_failed",
