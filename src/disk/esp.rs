@@ -1,11 +1,13 @@
 //! The EFI system partition: a FAT filesystem, made and filled by the fatfs crate without mounting it.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+
+use super::pages::Pages;
 
 /// Small clusters keep the filesystem a FAT32, which the UEFI specification wants of a disk.
 const CLUSTER_BYTES: u32 = 1024;
@@ -22,23 +24,28 @@ pub fn make(partition: &Path, size_bytes: u64, files: &[(String, Vec<u8>)]) -> R
         .bytes_per_cluster(CLUSTER_BYTES)
         .volume_id(volume)
         .volume_label(*b"ESP        ");
-    fatfs::format_volume(&device, options).with_context(context)?;
-    write(&device, files).with_context(context)?;
+    let mut pages = Pages::blank(&device, size_bytes);
+    fatfs::format_volume(&mut pages, options).with_context(context)?;
+    write(&mut pages, files).with_context(context)?;
+    device.sync_all().with_context(context)?;
     Ok(volume)
 }
 
-/// Adds files to a partition that was made before, unless they are there.
+/// Adds files to a partition that was made before, unless they are there; what makes them files comes last.
 pub fn add(partition: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let context = || format!("writing to the EFI system partition {}", partition.display());
-    write(&open(partition).with_context(context)?, files).with_context(context)
+    let mut device = open(partition).with_context(context)?;
+    let size_bytes = device.seek(SeekFrom::End(0)).with_context(context)?;
+    write(&mut Pages::new(&device, size_bytes), files).with_context(context)?;
+    device.sync_all().with_context(context)
 }
 
 fn open(partition: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(partition)
 }
 
-fn write(device: &File, files: &[(String, Vec<u8>)]) -> Result<()> {
-    let filesystem = FileSystem::new(device, FsOptions::new())?;
+fn write(pages: &mut Pages<'_>, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let filesystem = FileSystem::new(&mut *pages, FsOptions::new())?;
     for (path, bytes) in files {
         let mut dir = filesystem.root_dir();
         let (parents, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -53,8 +60,8 @@ fn write(device: &File, files: &[(String, Vec<u8>)]) -> Result<()> {
         file.flush()?;
     }
     filesystem.unmount()?;
-    device.sync_all()?;
-    Ok(())
+    // Tables and directories lie before what they speak of, and are written after it.
+    Ok(pages.write_back()?)
 }
 
 /// A volume number as blkid and fstab write it.

@@ -10,6 +10,7 @@ mod grow;
 mod held_back;
 pub mod layout;
 mod loop_device;
+mod pages;
 mod renew;
 mod table;
 mod udev;
