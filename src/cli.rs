@@ -114,6 +114,9 @@ pub enum CacheCommand {
     Build {
         /// The variant; without it the plain settings.
         variant: Option<String>,
+        /// Also a template for disks of this size: 20G
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
     },
     /// Make the tree of every published variant anew; the old one serves until the new one is there.
     Refresh,

@@ -69,11 +69,20 @@ struct BlkpgPartition {
     volume_name: [u8; 64],
 }
 
+/// `struct file_clone_range`, linux/fs.h.
+#[repr(C)]
+pub struct FileCloneRange {
+    source_fd: i64,
+    source_offset: u64,
+    source_length: u64,
+    destination_offset: u64,
+}
+
 /// linux/fs.h, FSLABEL_MAX.
 const FS_LABEL_MAX: usize = 256;
 
 mod raw {
-    use super::{BlkpgArg, FS_LABEL_MAX, LoopConfig, LoopInfo64};
+    use super::{BlkpgArg, FS_LABEL_MAX, FileCloneRange, LoopConfig, LoopInfo64};
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
@@ -81,6 +90,8 @@ mod raw {
     // The number has the size of a C size_t in it, the kernel writes 64 bits (linux/fs.h, block/ioctl.c).
     nix::ioctl_read_bad!(blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
+    nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
+    nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, FileCloneRange);
     nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
     nix::ioctl_read!(fs_ioc_getfslabel, 0x94, 49, [u8; FS_LABEL_MAX]);
     nix::ioctl_write_ptr!(fs_ioc_setfslabel, 0x94, 50, [u8; FS_LABEL_MAX]);
@@ -171,6 +182,25 @@ pub fn fs_label(mount_point: &File) -> nix::Result<Vec<u8>> {
     // SAFETY: the kernel writes FSLABEL_MAX bytes, which the buffer has.
     unsafe { raw::fs_ioc_getfslabel(mount_point.as_raw_fd(), &mut buffer) }?;
     Ok(buffer.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+}
+
+/// BLKDISCARD: `length` bytes of a device at `start` mean nothing any more; EOPNOTSUPP where it has no such command.
+pub fn discard(device: &File, start: u64, length: u64) -> nix::Result<()> {
+    // SAFETY: the kernel reads two numbers of 64 bits.
+    unsafe { raw::blkdiscard(device.as_raw_fd(), &[start, length]) }.map(drop)
+}
+
+/// Lets `length` bytes of `to` at `at` be those of `from` at `offset`, without copying them (FICLONERANGE); an error where one filesystem does
+/// not hold both, or cannot.
+pub fn clone_range(from: &File, offset: u64, length: u64, to: &File, at: u64) -> nix::Result<()> {
+    let range = FileCloneRange {
+        source_fd: i64::from(from.as_raw_fd()),
+        source_offset: offset,
+        source_length: length,
+        destination_offset: at,
+    };
+    // SAFETY: both descriptors are open for the whole call, and the struct has the kernel's layout.
+    unsafe { raw::ficlonerange(to.as_raw_fd(), &range) }.map(drop)
 }
 
 /// Sets the label of a mounted filesystem; ENOTTY where it (or the kernel) has no such call.

@@ -2,14 +2,32 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::report::WithHint;
-use crate::signals;
 use crate::stream::compressed;
+use crate::{lock, signals};
+
+/// Which tar a template was made from: neither another one nor the same name with other bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub suite: String,
+    pub arch: String,
+    /// The kernel of a tree that boots; empty for one that does not.
+    pub kernel: String,
+    /// Its name in the cache.
+    pub file: String,
+    /// What its manifest says; empty where there is none.
+    pub digest: String,
+    pub size_bytes: u64,
+    /// When it was written: nanoseconds since 1970.
+    pub modified_ns: u64,
+}
 
 /// A base tar that is open for reading.
 #[derive(Debug)]
@@ -22,13 +40,16 @@ pub struct BaseTar {
     pub(super) digest: Option<String>,
     /// What its files need on a disk, where it is known.
     pub unpacked_bytes: Option<u64>,
+    /// None: it is not in the cache.
+    pub origin: Option<Origin>,
 }
 
 impl BaseTar {
     /// A tar that somebody else has vouched for.
     pub fn sealed(name: String, file: File) -> Result<BaseTar> {
         let size_bytes = file.metadata()?.len();
-        Ok(BaseTar { name, file, size_bytes, by_hand: true, digest: None, unpacked_bytes: None })
+        let (digest, unpacked_bytes, origin) = (None, None, None);
+        Ok(BaseTar { name, file, size_bytes, by_hand: true, digest, unpacked_bytes, origin })
     }
 
     /// The tar's bytes, from the start; what is compressed (gzip, zstd, xz) is told by its first bytes.
@@ -40,6 +61,15 @@ impl BaseTar {
     /// Bytes that the tree needs at least.
     pub fn needed_bytes(&self) -> u64 {
         self.unpacked_bytes.unwrap_or(self.size_bytes)
+    }
+
+    /// Waits for the right to make templates of it, which no two have at once; says for whom it waits.
+    pub fn lock(&self, waiting: impl FnMut(&str)) -> Result<File> {
+        // A lock belongs to an open file, and the cache's own is held by whoever bootstraps another tree.
+        let own = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let own = own.with_context(|| format!("opening {} once more", self.name))?;
+        lock::exclusive(&own, None, waiting).with_context(|| format!("locking {}", self.name))?;
+        Ok(own)
     }
 
     /// The size of the file itself.

@@ -7,6 +7,7 @@
 mod base_tar;
 mod manifest;
 mod publish;
+mod template;
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,9 +21,10 @@ use crate::bootstrap::Recipe;
 use crate::lock;
 use crate::report;
 
-pub use base_tar::{BaseTar, digest_of};
+pub use base_tar::{BaseTar, Origin, digest_of};
 pub use manifest::Manifest;
 pub use publish::NewBase;
+pub use template::{Content, PIECE_BYTES, Part, Shape, Template, TemplateEntry};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -65,15 +67,31 @@ impl Entry {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// What templates of it say that they are made from.
+    fn origin(&self, meta: &std::fs::Metadata) -> Origin {
+        let manifest = self.manifest.as_ref();
+        Origin {
+            suite: self.suite.clone(),
+            arch: self.arch.clone(),
+            kernel: manifest.map(|manifest| manifest.boot.clone()).unwrap_or_default(),
+            file: self.name(),
+            digest: manifest.map(|manifest| manifest.digest.clone()).unwrap_or_default(),
+            size_bytes: meta.len(),
+            modified_ns: modified_ns(meta),
+        }
+    }
+
     /// Opens it for reading; it stays readable whatever a prune or refresh does meanwhile.
     pub fn open(&self) -> Result<BaseTar> {
         let shown = self.path.display();
         let file = File::open(&self.path).with_context(|| format!("opening the cache file {shown}"))?;
-        let size_bytes = file.metadata()?.len();
+        let meta = file.metadata()?;
+        let origin = self.origin(&meta);
         Ok(BaseTar {
             name: shown.to_string(),
             file,
-            size_bytes,
+            size_bytes: meta.len(),
+            origin: Some(origin),
             by_hand: self.kind == Kind::Foreign,
             digest: self.manifest.as_ref().map(|manifest| manifest.digest.clone()),
             unpacked_bytes: self.manifest.as_ref().and_then(|manifest| manifest.unpacked_bytes),
@@ -272,6 +290,12 @@ pub fn manifest_path(tar: &Path) -> PathBuf {
     let stem =
         if stem.starts_with("base-") { stem.rsplit_once('.').map_or(stem, |(stem, _)| stem) } else { stem };
     tar.with_file_name(format!("{stem}.toml"))
+}
+
+/// When a file was written, in nanoseconds since 1970.
+fn modified_ns(meta: &std::fs::Metadata) -> u64 {
+    let since = meta.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
 }
 
 fn file_name(path: &Path) -> String {

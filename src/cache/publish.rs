@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::manifest::now;
-use super::{BaseTar, Manifest, Store, StoreLock, stem};
+use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
 use crate::nameless::{give_name, nameless};
 use crate::report;
@@ -125,19 +125,34 @@ impl Finished {
         // Both are on the disk: from one name to the other it is a moment.
         give_name(&self.file, &self.dir.join(&self.manifest.file))?;
         named(&manifest, &self.dir.join(format!("{}.toml", self.stem)))?;
-        // It is published; what it replaced is only in the way of space.
-        for old in store.orphans().unwrap_or_default() {
-            let ours = old.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-"));
-            if let Some(error) = ours.then(|| std::fs::remove_file(&old).err()).flatten() {
+        // It is published; what it replaced is only in the way of space, and so is what was made from that.
+        let orphans = store.orphans().unwrap_or_default().into_iter();
+        let ours =
+            |old: &PathBuf| old.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-"));
+        let orphans = orphans.filter(ours).collect::<Vec<_>>();
+        for old in orphans.into_iter().chain(store.stale_templates().unwrap_or_default()) {
+            if let Err(error) = std::fs::remove_file(&old) {
                 report::warning(&format!("removing {}: {error}", old.display()));
             }
         }
         Ok(())
     }
 
-    /// The tar, to read from.
-    pub fn into_base(self) -> BaseTar {
+    /// The tar, to read from; `published` in the cache or not.
+    pub fn into_base(self, published: bool) -> BaseTar {
+        let manifest = &self.manifest;
+        let meta = self.file.metadata().ok().filter(|_| published);
+        let origin = meta.map(|meta| Origin {
+            suite: manifest.suite.clone(),
+            arch: manifest.arch.clone(),
+            kernel: manifest.boot.clone(),
+            file: manifest.file.clone(),
+            digest: manifest.digest.clone(),
+            size_bytes: manifest.size_bytes,
+            modified_ns: modified_ns(&meta),
+        });
         BaseTar {
+            origin,
             name: self.manifest.file,
             size_bytes: self.manifest.size_bytes,
             by_hand: false,

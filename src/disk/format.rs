@@ -1,12 +1,13 @@
 //! A filesystem on a device, made by its own tool, with features that its readers know.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::Filesystem;
-use crate::tool::{Tool, ToolError};
+use crate::tool::{self, Tool, ToolError};
 
 /// The label that a filesystem on a bare disk bears until its tree is complete.
 pub const INCOMPLETE_LABEL: &str = "incomplete";
@@ -45,6 +46,14 @@ pub fn mkfs_of(filesystem: Filesystem) -> &'static str {
     }
 }
 
+/// What tells one ext filesystem's maker from another: its program, and what /etc says of its defaults.
+pub fn maker_of_ext() -> String {
+    let program = tool::located(mkfs_of(Filesystem::Ext4)).and_then(|path| path.metadata().ok());
+    let program = program.map(|meta| (meta.len(), meta.mtime()));
+    let defaults = std::fs::read("/etc/mke2fs.conf").unwrap_or_default();
+    format!("{program:?} {}", blake3::hash(&defaults).to_hex())
+}
+
 /// Makes a filesystem.
 pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
     let Format { filesystem, uuid, label, options, .. } = *format;
@@ -59,7 +68,9 @@ pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
     let tool = if label.is_empty() { tool } else { tool.args(["-L", label]) };
     let tool = tool.args(options);
     let mut made = Ok(());
-    let attempts = features(filesystem, format.reader);
+    // mke2fs heeds the last of several lists: whoever names features knows the reader.
+    let named = options.contains(&"-O");
+    let attempts = if named { vec![Vec::new()] } else { features(filesystem, format.reader) };
     for (count, features) in attempts.iter().enumerate() {
         let tool = tool.clone().args(features).arg(device);
         let last = count + 1 == attempts.len();
@@ -83,9 +94,16 @@ fn features(filesystem: Filesystem, reader: Option<KernelVersion>) -> Vec<Vec<St
             attempts.push(words("-O ^metadata_csum_seed,^orphan_file,^metadata_csum,^64bit"));
             attempts.push(words("-O ^metadata_csum_seed,^metadata_csum,^64bit"));
         }
-        // e2fsprogs 1.47, and a GRUB that reads what it makes, came with kernels of that age.
-        (Filesystem::Ext4, Some(reader)) if reader < KernelVersion(6, 6) => {
+        // A GRUB that reads what e2fsprogs 1.47 makes came with kernels of that age.
+        (Filesystem::Ext4, Some(reader)) if reader < KernelVersion(6, 1) => {
             attempts.push(words("-O ^metadata_csum_seed,^orphan_file"));
+        }
+        // With its own seed another UUID changes the superblock alone, and not the sum of everything there is.
+        (Filesystem::Ext4, reader) => {
+            if reader.is_some_and(|reader| reader < KernelVersion(6, 6)) {
+                attempts.push(words("-O metadata_csum_seed,^orphan_file"));
+            }
+            attempts.push(words("-O metadata_csum_seed"));
         }
         (Filesystem::Xfs, Some(reader)) => {
             let profile = xfs_profile(Path::new("/usr/share/xfsprogs/mkfs"), reader);
@@ -156,9 +174,10 @@ mod tests {
 
     #[test]
     fn a_reader_of_today_gets_what_the_tools_make() {
-        for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
+        for filesystem in [Filesystem::Ext2, Filesystem::Xfs, Filesystem::Btrfs] {
             assert_eq!(features(filesystem, None), [Vec::<String>::new()]);
         }
+        assert_eq!(features(Filesystem::Ext4, None), [vec!["-O", "metadata_csum_seed"], vec![]]);
         assert_eq!(
             features(Filesystem::Ext4, Some(KernelVersion(5, 10))),
             [vec!["-O".to_owned(), "^metadata_csum_seed,^orphan_file".to_owned()], vec![]]

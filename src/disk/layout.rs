@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{PartitionStyle, SECTOR_BYTES};
+use super::{INCOMPLETE_LABEL, PartitionStyle, SECTOR_BYTES};
 use crate::report::size;
 
 const MIB_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
@@ -181,6 +181,11 @@ impl Layout {
     /// The partition of a role.
     pub fn partition(&self, role: Role) -> Option<&Partition> {
         self.partitions.iter().find(|partition| partition.role == role)
+    }
+
+    /// The label of a root that is not whole yet. With a table, its absence says the same.
+    pub fn unfinished_label(&self) -> &'static str {
+        if self.style == PartitionStyle::None { INCOMPLETE_LABEL } else { "" }
     }
 
     /// Where the root lies: offset and size in bytes.

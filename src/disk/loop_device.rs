@@ -251,7 +251,7 @@ fn shown_backing(number: u32) -> Option<String> {
     std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()
 }
 
-fn direct_io_is_safe(backing: &File) -> bool {
+pub(super) fn direct_io_is_safe(backing: &File) -> bool {
     rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
 }
 

@@ -3,6 +3,7 @@
 
 mod backing;
 pub mod boot_code;
+mod direct;
 pub mod esp;
 pub mod foreign;
 mod format;
@@ -21,13 +22,16 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use backing::{Disk, Medium};
-pub use format::{Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, mkfs_of};
+pub use direct::{AlignedBuffer, DirectDisk};
+pub use format::{
+    Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, maker_of_ext, mkfs_of,
+};
 pub use grow::{Growth, grow_table};
 pub use held_back::HeldBack;
 pub use loop_device::LoopDevice;
 pub use renew::Renewal;
 pub use table::{table_is_there, write_table};
-pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root};
+pub use wipe::{discard, wipe_ends, wipe_held, wipe_partitions, wipe_root, zero_range};
 
 /// The sector size of every table and loop device that we make; what Ganeti's guests see by default.
 pub const SECTOR_BYTES: u64 = 512;

@@ -10,6 +10,7 @@ use rustix::fs::FallocateFlags;
 
 use super::layout::Layout;
 use super::{Disk, Medium};
+use crate::sys;
 
 /// Both ends: tables and their backups, LVM labels, md superblocks (1.0 and 0.90 lie at the end), ZFS labels
 /// (two of 256 KiB at each end), every filesystem's first superblock.
@@ -63,8 +64,14 @@ fn zero(disk: &Disk, ranges: &[(u64, u64)]) -> Result<()> {
     disk.flush_path_cache()
 }
 
+/// Tells a device that nobody needs what it has there: mke2fs does so, and a thin one gives the room back. Most cannot, and that
+/// is all the same.
+pub fn discard(device: &File, start: u64, length: u64) {
+    let _ = sys::discard(device, start, length);
+}
+
 /// A file gets a hole, which reads as zeroes and costs nothing; a device is asked to zero it itself, else it is written.
-pub(super) fn zero_range(file: &File, medium: Medium, start: u64, length: u64) -> Result<()> {
+pub fn zero_range(file: &File, medium: Medium, start: u64, length: u64) -> Result<()> {
     let flags = match medium {
         Medium::File => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
         Medium::Block => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,

@@ -270,17 +270,26 @@ impl Tool {
 
     /// An isolated program is started by init: whether it exists is asked beforehand.
     fn find(&self) -> Result<()> {
-        let path = self.env.iter().rfind(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
-        match find_in(&self.program, &path) {
+        match self.located() {
             Some(_) => Ok(()),
             None => self.spawned(Err(ErrorKind::NotFound.into())).map(drop),
         }
+    }
+
+    fn located(&self) -> Option<PathBuf> {
+        let path = self.env.iter().rfind(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
+        find_in(&self.program, &path)
     }
 }
 
 /// Refuses where a tool is not there, with what to install: for asking before anything is destroyed.
 pub fn require(program: &str) -> Result<()> {
     Tool::new(program).find()
+}
+
+/// The file that a tool is.
+pub fn located(program: &str) -> Option<PathBuf> {
+    Tool::new(program).located()
 }
 
 /// The file that `program` names in a search path.

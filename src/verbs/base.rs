@@ -142,15 +142,17 @@ fn made(
             .map_err(|error| with_full_disk(error, dir))
     })?;
     let finished = new.finish(&plan.recipe, made, scratch.used_bytes()?)?;
+    let published = publish.is_some();
     if let Some((store, lock)) = publish {
         report::step("publishing it in the cache", || {
             finished.publish(&store, &lock).map_err(|error| with_full_disk(error, dir))
         })?;
     }
-    Ok(finished.into_base())
+    Ok(finished.into_base(published))
 }
 
-fn free_bytes(dir: &Path) -> Result<u64> {
+/// What an unprivileged user could still write there.
+pub fn free_bytes(dir: &Path) -> Result<u64> {
     let fs =
         rustix::fs::statvfs(dir).with_context(|| format!("asking for the space in {}", dir.display()))?;
     Ok(fs.f_bavail * fs.f_frsize)

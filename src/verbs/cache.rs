@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::base::{self, Freshness};
-use super::{Outcome, answer, node_context, warn};
+use super::{Outcome, answer, image, node_context, template, warn};
 use crate::bootstrap::{Kernel, downloads};
-use crate::cache::{Entry, Kind, Store, manifest_path};
+use crate::cache::{Entry, Kind, Store, TemplateEntry, manifest_path};
 use crate::cli::CacheCommand;
+use crate::disk::Medium;
 use crate::guest::Workspace;
-use crate::plan::{BasePlan, base_plan, boot_plan};
+use crate::plan::{BasePlan, DiskFacts, Plan, base_plan, boot_plan};
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
@@ -22,9 +23,12 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
     let store = Store::new(&Places::from_env(&env).cache_dir);
     match command {
         CacheCommand::List { json } => list(&store, &env, *json),
-        CacheCommand::Build { variant } => {
+        CacheCommand::Build { variant, size } => {
             let workspace = Workspace::enter()?;
             build(&env, variant.as_deref(), &workspace, Freshness::Checked)?;
+            if let Some(size_bytes) = size {
+                build_template(&env, variant.as_deref(), *size_bytes, &workspace)?;
+            }
             Ok(Outcome::Done)
         }
         CacheCommand::Refresh => refresh(&store, &env),
@@ -38,6 +42,22 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
 fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
     for plan in plans(env, variant, None)? {
         base::ready(&plan, workspace, freshness)?;
+    }
+    Ok(())
+}
+
+/// The template that an instance with paravirtual devices under KVM gets on a disk of this size.
+fn build_template(env: &Env, variant: Option<&str>, size_bytes: u64, workspace: &Workspace) -> Result<()> {
+    let (name, output) = ("template.example.org", Path::new("/template"));
+    let wanted = image::Wanted { name, variant, size_bytes, output, params: &[] };
+    let (context, instance) = image::as_noded_would(&wanted, env)?;
+    let mut settings = Settings::load(&context, "cache")?;
+    settings.generate_cache = true;
+    let plan = Plan::new(&context, &instance, &settings, DiskFacts::of_system(size_bytes, Medium::File))?;
+    let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+    match template::ready(&plan, &base, workspace)? {
+        Some(template) => report::line(&format!("{:>10}  {}", "template", template.path.display())),
+        None => report::warning("such a disk gets no template: its tree is unpacked"),
     }
     Ok(())
 }
@@ -75,7 +95,9 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     for name in &names {
         let result = plans(env, Some(name), Some(store)).and_then(|plans| {
             for plan in plans.iter().filter(|plan| !done.contains(&plan.recipe.shape())).collect::<Vec<_>>() {
-                base::ready(plan, &workspace, Freshness::Anew)?;
+                let shapes = store.shapes(&plan.recipe)?;
+                let base = base::ready(plan, &workspace, Freshness::Anew)?;
+                template::make_again(plan, &base, &shapes, &workspace)?;
                 done.push(plan.recipe.shape());
             }
             Ok(())
@@ -118,13 +140,15 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         None
     });
     let entries = store.entries()?;
+    let templates = store.templates()?;
     tell_packages(store);
     if as_json {
-        let objects: Vec<serde_json::Value> = entries.iter().map(|entry| object(entry, days)).collect();
+        let trees = entries.iter().map(|entry| object(entry, days));
+        let objects: Vec<serde_json::Value> = trees.chain(templates.iter().map(template_object)).collect();
         answer(&format!("{}\n", serde_json::to_string_pretty(&objects)?))?;
         return Ok(Outcome::Done);
     }
-    if entries.is_empty() {
+    if entries.is_empty() && templates.is_empty() {
         report::line(&format!(
             "{} is empty; the first create or `cache build` fills it",
             store.dir.display()
@@ -140,6 +164,19 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), entry.name());
         let (suite, arch, kernel) = (&entry.suite, &entry.arch, kernel(entry));
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
+    }
+    for entry in &templates {
+        let bytes = size(entry.size_bytes);
+        let (suite, arch, kernel, made, state) = match &entry.template {
+            Ok(template) => {
+                let origin = template.origin();
+                let made = humantime::format_rfc3339_seconds(template.made()).to_string();
+                (origin.suite.as_str(), origin.arch.as_str(), dash(&origin.kernel), made, "template")
+            }
+            Err(_) => ("-", "-", "-", "-".into(), "DAMAGED"),
+        };
+        let name = entry.name();
+        let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made:20}  {state:8}  {name}");
     }
     answer(&text)?;
     Ok(Outcome::Done)
@@ -160,12 +197,11 @@ fn tell_packages(store: &Store) {
 
 /// `-` where a tree has none, or nobody knows.
 fn kernel(entry: &Entry) -> &str {
-    entry
-        .manifest
-        .as_ref()
-        .map(|manifest| manifest.boot.as_str())
-        .filter(|boot| !boot.is_empty())
-        .unwrap_or("-")
+    dash(entry.manifest.as_ref().map_or("", |manifest| &manifest.boot))
+}
+
+fn dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
 }
 
 fn state(entry: &Entry, days: Option<u32>) -> &'static str {
@@ -180,7 +216,7 @@ fn state(entry: &Entry, days: Option<u32>) -> &'static str {
 
 fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
     let mut object = json!({
-        "file": entry.path, "suite": entry.suite, "arch": entry.arch, "size_bytes": entry.size_bytes,
+        "kind": "tree", "file": entry.path, "suite": entry.suite, "arch": entry.arch, "size_bytes": entry.size_bytes,
         "made": humantime::format_rfc3339_seconds(entry.made).to_string(), "state": state(entry, days),
     });
     if let Some(manifest) = &entry.manifest {
@@ -191,6 +227,25 @@ fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
         object["components"] = json!(manifest.components);
         object["extra_pkgs"] = json!(manifest.extra_pkgs);
         object["packages"] = json!(manifest.packages.len());
+    }
+    object
+}
+
+fn template_object(entry: &TemplateEntry) -> serde_json::Value {
+    let seconds = |time| humantime::format_rfc3339_seconds(time).to_string();
+    let mut object = json!({
+        "kind": "template", "file": entry.path, "size_bytes": entry.size_bytes, "used": seconds(entry.used),
+        "state": if entry.template.is_ok() { "ready" } else { "damaged" },
+    });
+    if let Ok(template) = &entry.template {
+        let (origin, shape) = (template.origin(), template.shape());
+        object["suite"] = json!(origin.suite);
+        object["arch"] = json!(origin.arch);
+        object["kernel"] = json!(dash(&origin.kernel));
+        object["tree"] = json!(origin.file);
+        object["filesystem"] = json!(shape.filesystem);
+        object["root_bytes"] = json!(shape.size_bytes);
+        object["made"] = json!(seconds(template.made()));
     }
     object
 }
@@ -225,6 +280,15 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
     for orphan in store.orphans()? {
         remove(&orphan)?;
     }
+    for template in store.stale_templates()? {
+        remove(&template)?;
+    }
+    for template in store.templates()? {
+        let unused = template.used.elapsed().unwrap_or_default().as_secs() / (24 * 3600);
+        if days.is_some_and(|days| unused > u64::from(days)) {
+            remove(&template.path)?;
+        }
+    }
     for package in days.map(|days| downloads::unused(&store.packages_dir(), days)).unwrap_or_default() {
         remove(&package)?;
     }
@@ -247,6 +311,19 @@ fn verify(store: &Store) -> Result<Outcome> {
             }
         };
         let _ = writeln!(text, "{}  {verdict}", entry.name());
+    }
+    for entry in store.templates()? {
+        let name = entry.name();
+        let verdict = match entry.template.and_then(|template| template.verify()) {
+            Ok(()) => "good",
+            Err(error) => {
+                crate::signals::check()?;
+                report::error(&error);
+                damaged.push(name.clone());
+                "DAMAGED"
+            }
+        };
+        let _ = writeln!(text, "{name}  {verdict}");
     }
     answer(&text)?;
     Ok(if damaged.is_empty() { Outcome::Done } else { Outcome::No })

@@ -3,11 +3,12 @@
 use anyhow::{Context as _, Result};
 
 use super::base::{self, Freshness};
+use super::paste::Pasted;
 use super::source::{self, Opened};
 use super::unpack::unpack;
 use super::work::Work;
-use super::{Outcome, adopted, answer, golden, warn};
-use crate::cache::BaseTar;
+use super::{Outcome, adopted, answer, golden, template, warn};
+use crate::cache::{BaseTar, Template};
 use crate::disk::{self, Disk, LoopDevice, foreign};
 use crate::guest::{self, HookResolver, Resolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
@@ -156,6 +157,10 @@ fn empty(disk: &Disk) -> Result<()> {
     })
 }
 
+fn check(base: &BaseTar) -> Result<()> {
+    report::step("checking the cache file", || base.verify())
+}
+
 impl Guest<'_> {
     /// A disk as the settings want it, with a tree: that of the recipe, or the one in a file.
     fn install_tree(&self, disk: &Disk, workspace: &Workspace, file: Option<BaseTar>) -> Result<()> {
@@ -171,11 +176,12 @@ impl Guest<'_> {
             None => base::ready(&plan.base, workspace, Freshness::Cached)?,
         };
         base::refuse_misfit(&base, plan.layout.root_extent().1)?;
-        if !sealed {
-            report::step("checking the cache file", || base.verify())?;
+        let template = template::ready(&plan, &base, workspace)?;
+        if !sealed && template.is_none() {
+            check(&base)?;
         }
         let mut work = Work::new(disk, &plan, swap);
-        if let Err(error) = self.install(&mut work, &base, sealed, workspace) {
+        if let Err(error) = self.install(&mut work, &base, template, workspace) {
             return Err(work.abandon(error).context(format!("installing {}", self.instance.name)));
         }
         Ok(())
@@ -186,15 +192,22 @@ impl Guest<'_> {
         &self,
         work: &mut Work<'_>,
         base: &BaseTar,
-        sealed: bool,
+        template: Option<Template>,
         workspace: &Workspace,
     ) -> Result<()> {
         let plan = work.plan;
-        work.format(workspace, Tree::Ours { options: "" })?;
-        report::long_step("unpacking", || unpack(base, work.root()?))?;
-        match sealed {
-            true => adopted::prepare_own(work, workspace)?,
-            false => work.prepare_loader(None)?,
+        let ours = Tree::Ours { options: "" };
+        let pasted = template.map(|template| work.copy(&template, workspace, ours)).transpose()?;
+        if pasted != Some(Pasted::Whole) {
+            if pasted.is_some() {
+                check(base)?;
+            }
+            work.format(workspace, ours)?;
+            report::long_step("unpacking", || unpack(base, work.root()?))?;
+        }
+        match self.settings.source {
+            Source::File(_) => adopted::prepare_own(work, workspace)?,
+            Source::Bootstrap | Source::Empty => work.prepare_loader(None)?,
         }
         work.make_swap()?;
         report::step("personalising", || {

@@ -14,7 +14,7 @@ use crate::guest::Workspace;
 use crate::nameless::{give_name, nameless};
 use crate::plan::DiskFacts;
 use crate::report::{self, WithHint};
-use crate::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
+use crate::request::{Api5Flags, Context, Env, Instance, Refusal, Request, Task, Verb};
 use crate::settings::Settings;
 use crate::tool::{self, Tool};
 
@@ -36,39 +36,46 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     if args.format == Format::Qcow2 {
         tool::require("qemu-img")?;
     }
-    let mut request = as_noded_would(args, &env)?;
-    let Task::Create(instance) = &mut request.task else { bail!("an image is a create") };
-    instance.nics_are_known = false;
-    let instance = &*instance;
-    let settings = Settings::load(&request.context, "create")?;
+    let (name, variant) = (&args.name, args.variant.as_deref());
+    let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };
+    let (context, instance) = as_noded_would(&wanted, &env)?;
+    let settings = Settings::load(&context, "create")?;
     if args.dry_run {
         let facts = DiskFacts::of_system(args.size, Medium::File);
-        return create::show(&request.context, instance, &settings, facts);
+        return create::show(&context, &instance, &settings, facts);
     }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;
     let file = nameless(dir)?;
     file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
     let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
-    create::on_disk(&request.context, instance, &settings, &disk, &workspace)?;
+    create::on_disk(&context, &instance, &settings, &disk, &workspace)?;
     publish(args, &file, dir)?;
     report::line(&format!("{:>10}  {}", "image", args.output.display()));
     Ok(Outcome::Done)
 }
 
-/// The environment that a node daemon would send for such an instance under KVM.
-fn as_noded_would(args: &ImageArgs, env: &Env) -> Result<Request> {
-    let mut given = super::node_context(env, args.variant.as_deref())?.env;
+/// An instance that Ganeti does not know.
+pub struct Wanted<'a> {
+    pub name: &'a str,
+    pub variant: Option<&'a str>,
+    pub size_bytes: u64,
+    pub output: &'a Path,
+    pub params: &'a [(String, String)],
+}
+
+/// What a node daemon's environment for such an instance under KVM would say.
+pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instance)> {
+    let mut given = super::node_context(env, wanted.variant)?.env;
     let places = env.iter().filter(|(name, _)| name.to_string_lossy().starts_with("GANETI_DEBOOTSTRAP_"));
     given.extend(places.map(|(n, v)| (n.clone(), v.clone())));
-    let variant = args.variant.as_deref().unwrap_or("");
-    let size_mib = (args.size >> 20).to_string();
-    let output = args.output.to_string_lossy();
+    let size_mib = (wanted.size_bytes >> 20).to_string();
+    let output = wanted.output.to_string_lossy();
     let facts = [
         ("OS_API_VERSION", "20"),
         ("OS_NAME", "debootstrap"),
-        ("OS_VARIANT", variant),
-        ("INSTANCE_NAME", &args.name),
+        ("OS_VARIANT", wanted.variant.unwrap_or("")),
+        ("INSTANCE_NAME", wanted.name),
         ("HYPERVISOR", "kvm"),
         ("DISK_COUNT", "1"),
         ("DISK_0_ACCESS", "rw"),
@@ -80,11 +87,15 @@ fn as_noded_would(args: &ImageArgs, env: &Env) -> Result<Request> {
         ("INSTANCE_HV_serial_speed", "115200"),
     ];
     given.extend(facts.map(|(name, value)| (name.into(), value.into())));
-    for (key, value) in &args.params {
+    for (key, value) in wanted.params {
         given.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
     }
     match Request::read(Verb::Create, given, &Api5Flags::default()) {
-        Ok(request) => Ok(request),
+        Ok(Request { context, task: Task::Create(mut instance) }) => {
+            instance.nics_are_known = false;
+            Ok((context, instance))
+        }
+        Ok(_) => bail!("an image is a create"),
         Err(Refusal::Faults(faults)) => bail!("{}", faults.join("\n  ")),
         Err(Refusal::ByHand) => bail!("the request was not understood"),
     }

@@ -7,13 +7,16 @@ use anyhow::{Context as _, Error, Result, ensure};
 use uuid::Uuid;
 
 use super::loader::Loader;
+use super::paste::{Pasted, paste};
+use crate::cache::Template;
 use crate::disk::layout::Role;
-use crate::disk::{self, Disk, Format, INCOMPLETE_LABEL, LoopDevice, PartitionStyle};
+use crate::disk::{self, Disk, Format, LoopDevice};
 use crate::guest::{self, Root, Tree, Volumes, Workspace};
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, Hint};
 use crate::rootdir::RootDir;
 use crate::signals::Interrupted;
+use crate::tool::Tool;
 
 /// What is held.
 pub struct Work<'a> {
@@ -38,20 +41,11 @@ impl<'a> Work<'a> {
 
     /// An empty filesystem, mounted for the tree that is to come. There is no table yet; without one the filesystem is labelled incomplete.
     pub fn format(&mut self, workspace: &Workspace, tree: Tree) -> Result<()> {
+        self.wipe()?;
+        let root_device = self.attach()?;
         let plan = self.plan;
-        report::step("wiping old signatures", || {
-            disk::wipe_ends(self.disk)?;
-            disk::wipe_partitions(self.disk, &plan.layout)
-        })?;
-        let device = self.device.insert(LoopDevice::attach(self.disk)?);
-        // The partition exists in the kernel alone: until the tree is complete there is no table on the disk.
-        let root_device = match plan.layout.root() {
-            Some(root) => device.add_partition(root.number, root.start_bytes(), root.size_bytes())?,
-            None => device.path(),
-        };
-        self.root_device = Some(root_device.clone());
         report::step(&format!("formatting {} as {}", root_device.display(), plan.filesystem), || {
-            let (label, uuid, reader) = (self.label(), self.volumes.root, plan.reader);
+            let (label, uuid, reader) = (plan.layout.unfinished_label(), self.volumes.root, plan.reader);
             disk::make_filesystem(
                 &root_device,
                 &Format { label, uuid, reader, ..Format::new(plan.filesystem) },
@@ -61,9 +55,43 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// With a table, its absence says that the disk is not whole yet.
-    fn label(&self) -> &'static str {
-        if self.plan.layout.style == PartitionStyle::None { INCOMPLETE_LABEL } else { "" }
+    /// A copy of a template, mounted: the tree is there. Labelled like an empty one.
+    pub fn copy(&mut self, template: &Template, workspace: &Workspace, tree: Tree) -> Result<Pasted> {
+        self.wipe()?;
+        let (plan, uuid) = (self.plan, self.volumes.root);
+        let start = plan.layout.root_extent().0;
+        let pasted = report::step(&format!("copying {}", template.path.display()), || {
+            paste(template, self.disk, start, uuid)
+        })?;
+        if pasted == Pasted::Damaged {
+            return Ok(pasted);
+        }
+        let root_device = self.attach()?;
+        if !template.content().uuid_stands_alone {
+            report::step("giving the copy a UUID", || {
+                Tool::new("tune2fs").args(["-U", &uuid.to_string()]).arg(&root_device).quiet().run()
+            })?;
+        }
+        self.root = Some(workspace.mount(&root_device, plan.filesystem, "target", tree)?);
+        Ok(pasted)
+    }
+
+    fn wipe(&self) -> Result<()> {
+        report::step("wiping old signatures", || {
+            disk::wipe_ends(self.disk)?;
+            disk::wipe_partitions(self.disk, &self.plan.layout)
+        })
+    }
+
+    /// The partition exists in the kernel alone: until the tree is complete there is no table on the disk.
+    fn attach(&mut self) -> Result<PathBuf> {
+        let device = self.device.insert(LoopDevice::attach(self.disk)?);
+        let root_device = match self.plan.layout.root() {
+            Some(root) => device.add_partition(root.number, root.start_bytes(), root.size_bytes())?,
+            None => device.path(),
+        };
+        self.root_device = Some(root_device.clone());
+        Ok(root_device)
     }
 
     /// The mounted root.
@@ -161,7 +189,7 @@ impl<'a> Work<'a> {
     /// Everything reaches the disk, and the kernel lets go of it; only then it is a success.
     pub fn finish(&mut self) -> Result<()> {
         report::step("flushing", || {
-            if !self.label().is_empty() {
+            if !self.plan.layout.unfinished_label().is_empty() {
                 self.root()?.set_label(self.root_device()?, self.plan.filesystem, "")?;
             }
             if let Some(root) = &mut self.root {

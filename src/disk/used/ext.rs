@@ -13,6 +13,7 @@
 
 mod checksum;
 mod groups;
+pub mod identity;
 mod inode;
 mod journal;
 mod superblock;

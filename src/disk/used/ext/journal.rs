@@ -36,6 +36,9 @@ const FAST_COMMIT_BLOCKS: u32 = 256;
 const LOG_BLOCKS_MIN: u32 = 1024;
 const FAST_COMMIT_HEAD: u16 = 9;
 
+/// Where the journal's superblock has its own checksum.
+pub const OWN_SUM: std::ops::Range<usize> = 0xfc..0x100;
+
 /// The journal, and what in it is newer than the filesystem.
 pub struct Journal {
     /// Where it lies.
@@ -131,10 +134,14 @@ impl Journal {
     }
 }
 
+/// Whether a journal's superblock bears a checksum of itself.
+pub fn is_summed(bytes: &[u8]) -> bool {
+    be32(bytes, 4) == SUPERBLOCK_V2 && be32(bytes, 0x28) & (CHECKSUMS_V2 | CHECKSUMS_V3) != 0
+}
+
 /// The journal's superblock: the first of its `blocks` blocks.
 fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
     const BYTES: usize = 1024;
-    const OWN: std::ops::Range<usize> = 0xfc..0x100;
     let version = be32(bytes, 4);
     if be32(bytes, 0) != MAGIC || !matches!(version, SUPERBLOCK_V1 | SUPERBLOCK_V2) {
         return unsure("its journal has no superblock");
@@ -151,9 +158,9 @@ fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
     let checksums = if sums == 0 {
         None
     } else {
-        let expected = Crc32c::start().and_without(&bytes[..BYTES], OWN).value();
-        if sums == CHECKSUMS_V2 | CHECKSUMS_V3 || bytes[0x50] != CRC32C || expected != be32(bytes, OWN.start)
-        {
+        let expected = Crc32c::start().and_without(&bytes[..BYTES], OWN_SUM).value();
+        let found = be32(bytes, OWN_SUM.start);
+        if sums == CHECKSUMS_V2 | CHECKSUMS_V3 || bytes[0x50] != CRC32C || expected != found {
             return unsure("its journal's superblock does not match its checksum");
         }
         let seed = Crc32c::start().and(&bytes[0x30..0x40]);

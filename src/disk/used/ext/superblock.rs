@@ -7,6 +7,8 @@ use crate::disk::foreign::ReadAt;
 /// Where it lies, whatever the size of a block.
 pub const AT_BYTES: u64 = 1024;
 pub const BYTES: usize = 1024;
+/// Where its own checksum stands, in its last bytes.
+pub const OWN_SUM: usize = 0x3fc;
 
 // Those of fs/ext4/ext4.h whose bitmaps and groups are as they are read here.
 const HAS_JOURNAL: u32 = 0x4;
@@ -96,6 +98,8 @@ pub struct Superblock {
     pub needs_recovery: bool,
     /// Metadata of a group may lie outside of it.
     pub flexible: bool,
+    /// The seed of all checksums stands in the superblock.
+    seed_is_kept: bool,
     /// The first block of descriptors that lies in the groups it describes; None: all follow the superblock.
     first_meta: Option<u64>,
     reserved_descriptor_blocks: u64,
@@ -184,7 +188,13 @@ impl Superblock {
         before + copy + tables
     }
 
-    fn has_copy(&self, group: u64) -> bool {
+    /// Whether no checksum of its metadata begins with the UUID.
+    pub fn sums_without_uuid(&self) -> bool {
+        self.seed_is_kept || self.checksums == Checksums::None
+    }
+
+    /// Whether a group begins with a copy of the superblock.
+    pub fn has_copy(&self, group: u64) -> bool {
         let power_of = |base: u64| {
             let mut power = base;
             while power < group {
@@ -199,6 +209,11 @@ impl Superblock {
             Copies::Two(groups) => groups.into_iter().any(|copy| u64::from(copy) == group),
         }
     }
+}
+
+/// Whether a superblock bears a checksum of itself.
+pub fn is_summed(bytes: &[u8; BYTES]) -> bool {
+    le32(bytes, 0x64) & METADATA_CHECKSUMS != 0
 }
 
 fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
@@ -219,8 +234,7 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
     }
     let uuid: [u8; 16] = std::array::from_fn(|at| bytes[0x68 + at]);
     let checksums = if read_only & METADATA_CHECKSUMS != 0 {
-        const OWN: usize = 0x3fc;
-        if bytes[0x175] != 1 || Crc32c::start().and(&bytes[..OWN]).value() != le32(bytes, OWN) {
+        if bytes[0x175] != 1 || Crc32c::start().and(&bytes[..OWN_SUM]).value() != le32(bytes, OWN_SUM) {
             return unsure("its superblock does not match its checksum");
         }
         Checksums::All(match incompatible & CHECKSUM_SEED {
@@ -332,6 +346,7 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
         has_journal,
         needs_recovery: incompatible & NEEDS_RECOVERY != 0,
         flexible: incompatible & FLEX_BG != 0,
+        seed_is_kept: incompatible & CHECKSUM_SEED != 0,
         first_meta,
         reserved_descriptor_blocks,
         copies,

@@ -1,0 +1,158 @@
+//! A template: the root filesystem of a plan, made from the base tar once, and kept in the cache for the creates that come. It is
+//! an advantage and never needed: whatever goes wrong with it costs time, and the tar is unpacked.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::base::free_bytes;
+use super::unpack::unpack;
+use crate::cache::{BaseTar, Content, Origin, Shape, Store, Template};
+use crate::disk::foreign::{self, Content as Found};
+use crate::disk::used::{self, ext::identity};
+use crate::disk::{Disk, Filesystem, Format, KernelVersion, LoopDevice, make_filesystem, maker_of_ext};
+use crate::guest::{Tree, Workspace};
+use crate::plan::{BasePlan, Plan};
+use crate::report::{self, size};
+use crate::tool::Tool;
+use crate::{nameless, signals};
+
+/// Below it mke2fs makes blocks of 1 KiB and few of anything: such a disk is soon unpacked.
+const SIZE_BYTES_MIN: u64 = 512 << 20;
+/// Of direct I/O; a filesystem is whole blocks, and what is left of its partition is not its own.
+const BLOCK_BYTES: u64 = 4096;
+/// A tree of a gigabyte lies in some hundred runs.
+const RUNS_MAX: usize = 1 << 16;
+/// What making a template leaves of the cache's disk, besides what it takes twice: scratch and template.
+const ROOM_BYTES: u64 = 256 << 20;
+
+/// The template of a plan: that which is there, or a new one. None: the tar is to be unpacked.
+pub fn ready(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Option<Template>> {
+    let Some(origin) = base.origin.as_ref().filter(|_| plan.base.templates > 0) else { return Ok(None) };
+    let Some(shape) = shape_of(plan) else { return Ok(None) };
+    let made = found_or_made(&plan.base, base, origin, &shape, workspace);
+    made.or_else(|error| {
+        signals::check()?;
+        report::warning(&format!("no template: {}; the tree is unpacked", report::sentence(&error)));
+        Ok(None)
+    })
+}
+
+/// Makes templates of those shapes, where they are not there: of a tree that was made anew.
+pub fn make_again(plan: &BasePlan, base: &BaseTar, shapes: &[Shape], workspace: &Workspace) -> Result<()> {
+    let Some(origin) = base.origin.as_ref() else { return Ok(()) };
+    for shape in shapes.iter().take(plan.templates) {
+        // By the tool that is there today.
+        let shape = Shape { maker: maker_of_ext(), ..shape.clone() };
+        found_or_made(plan, base, origin, &shape, workspace)?;
+    }
+    Ok(())
+}
+
+/// What the root of a plan is to be; None where no copy of it would do.
+fn shape_of(plan: &Plan) -> Option<Shape> {
+    let size_bytes = plan.layout.root_extent().1 / BLOCK_BYTES * BLOCK_BYTES;
+    (plan.filesystem.is_ext() && size_bytes >= SIZE_BYTES_MIN).then(|| Shape {
+        filesystem: plan.filesystem.name().into(),
+        size_bytes,
+        label: plan.layout.unfinished_label().into(),
+        reader: plan.reader.map(|KernelVersion(major, minor)| (major, minor)),
+        maker: maker_of_ext(),
+    })
+}
+
+fn found_or_made(
+    plan: &BasePlan,
+    base: &BaseTar,
+    origin: &Origin,
+    shape: &Shape,
+    workspace: &Workspace,
+) -> Result<Option<Template>> {
+    let store = Store::new(&plan.cache_dir);
+    if let Some(template) = store.template(origin, shape)? {
+        return Ok(Some(template));
+    }
+    if !plan.generate_cache {
+        return Ok(None);
+    }
+    let _lock = base.lock(|holder| {
+        report::line(&format!("{:>10}  waiting for {holder}, which makes a template of the tree", "..."));
+    })?;
+    // Whoever had the lock may have made just this one.
+    if let Some(template) = store.template(origin, shape)? {
+        return Ok(Some(template));
+    }
+    refuse_full(&store.dir, base)?;
+    let text = format!("making a template: {} of {}", shape.filesystem, size(shape.size_bytes));
+    let template = report::long_step(&text, || made(&store, base, origin, shape, workspace))?;
+    store.keep_templates(plan.templates)?;
+    Ok(Some(template))
+}
+
+fn refuse_full(dir: &Path, base: &BaseTar) -> Result<()> {
+    let (free, needed) = (free_bytes(dir)?, base.needed_bytes() * 2 + ROOM_BYTES);
+    ensure!(
+        free >= needed,
+        "{} has {} free, and making one takes {}",
+        dir.display(),
+        size(free),
+        size(needed)
+    );
+    Ok(())
+}
+
+/// Makes one in a sparse file without a name: whatever happens, nothing of it is left.
+fn made(
+    store: &Store,
+    base: &BaseTar,
+    origin: &Origin,
+    shape: &Shape,
+    workspace: &Workspace,
+) -> Result<Template> {
+    base.verify()?;
+    let scratch = nameless::nameless(&store.dir)?;
+    scratch.set_len(shape.size_bytes).context("making the file for a template")?;
+    let filesystem: Filesystem = shape.filesystem.parse().ok().context("a filesystem that is known")?;
+    let device = LoopDevice::attach_file(&scratch, false).context("attaching the file for a template")?;
+    let reader = shape.reader.map(|(major, minor)| KernelVersion(major, minor));
+    let format = Format { label: &shape.label, reader, ..Format::new(filesystem) };
+    make_filesystem(&device.path(), &format)?;
+    // Its inode tables stay as mke2fs left them: each guest's kernel finishes them, as after any mke2fs.
+    let ours = Tree::Ours { options: "noinit_itable,nobarrier" };
+    let options = if filesystem == Filesystem::Ext2 { Tree::Ours { options: "" } } else { ours };
+    let mut root = workspace.mount(&device.path(), filesystem, "template", options)?;
+    unpack(base, &root)?;
+    root.finish()?;
+    // All copies of it are as good as this one; and tune2fs wants to know that it was checked.
+    Tool::new("e2fsck").args(["-f", "-p"]).arg(device.path()).quiet().run()?;
+    device.finish()?;
+    let content = content_of(&scratch, store, shape)?;
+    store.publish_template(origin, shape, content, &scratch)
+}
+
+/// What of the filesystem in `file` is to be copied; the log of its journal, which means nothing any more, becomes zeros.
+fn content_of(file: &File, store: &Store, shape: &Shape) -> Result<Content> {
+    let identity = identity::identity(file, shape.size_bytes)?;
+    for run in &identity.log {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file.as_fd(), hole, run.start, run.end - run.start).context("emptying a journal")?;
+    }
+    let disk = Disk::of_new_file(file.try_clone().context("opening a new template")?, &store.dir)?;
+    let (_, parts) = foreign::survey_bytes(file, shape.size_bytes)?;
+    let is_it = |found: &Found| matches!(found, Found::Filesystem(volume) if volume.filesystem.is_ext());
+    ensure!(parts.len() == 1 && is_it(&parts[0].content), "what was made is not found again");
+    let in_use = used::of_disk(&disk, &parts, RUNS_MAX)?;
+    if let Some(Some(reason)) = in_use.whole.first() {
+        anyhow::bail!("what it uses is not known: {reason}");
+    }
+    Ok(Content {
+        data: in_use.data.extents().collect(),
+        zero: in_use.zero.extents().collect(),
+        superblocks: identity.superblocks,
+        journal: identity.journal,
+        uuid_stands_alone: identity.is_all,
+    })
+}
