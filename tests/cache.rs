@@ -232,8 +232,12 @@ fn two_creates_at_once_bootstrap_once_and_refresh_makes_it_anew() {
         .collect();
     let bootstraps = logs.iter().filter(|log| log.contains("bootstrapping trixie")).count();
     assert_eq!(bootstraps, 1, "{logs:?}");
-    let waited = logs.iter().find(|log| log.contains("waiting for process"));
-    assert!(waited.is_some_and(|log| log.contains("which makes a tree for the cache")), "{logs:?}");
+    let waited = logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("waiting for process"));
+    assert_eq!(
+        waited.filter(|line| line.ends_with("which makes a tree for the cache")).count(),
+        1,
+        "{logs:?}"
+    );
     for disk in &disks {
         let root = Mounted::at(disk, root_offset(disk));
         assert_eq!(root.read("etc/hostname"), "lg1.example.com\n");

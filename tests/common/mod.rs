@@ -47,16 +47,19 @@ fn build_shared(name: &str, suite: &str, boot: &str) -> PathBuf {
     let empty = tempfile::tempdir().unwrap();
     let settings = format!("defaults = \"1\"\nboot = \"{boot}\"\n");
     fs::write(empty.path().join("config.toml"), settings).unwrap();
-    let output = Command::new(PROGRAM)
-        .args(["cache", "build", suite])
-        .env_clear()
-        .env("PATH", NODED_PATH)
-        .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
-        .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
-        .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    // With templates for the disks that most tests have.
+    for size in ["1G", "2G", "3G"] {
+        let output = Command::new(PROGRAM)
+            .args(["cache", "build", suite, "--size", size])
+            .env_clear()
+            .env("PATH", NODED_PATH)
+            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
+            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
+            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
     dir
 }
 
@@ -100,20 +103,29 @@ impl Node {
         Node { dir, env: BTreeMap::new() }
     }
 
-    /// With the shared tree in its cache.
+    /// With the shared tree in its cache, and templates of it.
     pub fn new() -> Node {
-        Node::bare().with_cache(shared_cache())
+        Node::bare().with_cache(shared_cache(), |_| true)
+    }
+
+    /// With the shared tree in its cache, and no template of it.
+    #[allow(dead_code, reason = "not every test asks for it")]
+    pub fn with_tree() -> Node {
+        Node::bare().with_cache(shared_cache(), |name| !name.starts_with("template-"))
     }
 
     /// With trees that boot in its cache, too.
     pub fn bootable(suite: &str) -> Node {
-        Node::new().with_cache(&bootable_cache(suite))
+        Node::new().with_cache(&bootable_cache(suite), |_| true)
     }
 
-    fn with_cache(self, dir: &Path) -> Node {
+    fn with_cache(self, dir: &Path, wanted: fn(&str) -> bool) -> Node {
         // Packages that were fetched are not this node's concern.
         let files = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         for entry in fs::read_dir(dir).unwrap().flatten().filter(files) {
+            if !wanted(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
             fs::hard_link(entry.path(), self.cache().join(entry.file_name())).unwrap();
         }
         self
