@@ -90,7 +90,6 @@ mod raw {
     // The number has the size of a C size_t in it, the kernel writes 64 bits (linux/fs.h, block/ioctl.c).
     nix::ioctl_read_bad!(blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
     nix::ioctl_none_bad!(blkflsbuf, 0x1261);
-    nix::ioctl_write_ptr_bad!(blkdiscard, 0x1277, [u64; 2]);
     nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, FileCloneRange);
     nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
     nix::ioctl_read!(fs_ioc_getfslabel, 0x94, 49, [u8; FS_LABEL_MAX]);
@@ -182,12 +181,6 @@ pub fn fs_label(mount_point: &File) -> nix::Result<Vec<u8>> {
     // SAFETY: the kernel writes FSLABEL_MAX bytes, which the buffer has.
     unsafe { raw::fs_ioc_getfslabel(mount_point.as_raw_fd(), &mut buffer) }?;
     Ok(buffer.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
-}
-
-/// BLKDISCARD: `length` bytes of a device at `start` mean nothing any more; EOPNOTSUPP where it has no such command.
-pub fn discard(device: &File, start: u64, length: u64) -> nix::Result<()> {
-    // SAFETY: the kernel reads two numbers of 64 bits.
-    unsafe { raw::blkdiscard(device.as_raw_fd(), &[start, length]) }.map(drop)
 }
 
 /// Lets `length` bytes of `to` at `at` be those of `from` at `offset`, without copying them (FICLONERANGE); an error where one filesystem does

@@ -54,6 +54,12 @@ impl<'a> DirectDisk<'a> {
         written.with_context(|| format!("writing to {} at byte {at}", self.disk.path.display()))
     }
 
+    /// Writes out and forgets what went through the page cache of the disk's path, if anything did.
+    pub fn settle(&self) -> Result<()> {
+        let direct = self.direct.is_some() && !self.refused.load(Ordering::Relaxed);
+        if direct { Ok(()) } else { self.disk.flush_path_cache() }
+    }
+
     /// Lets `length` bytes of `source` at `from` be those of the disk at `at`, where one filesystem holds both and can do so; false
     /// where they have to be written.
     pub fn share(&self, source: &File, from: u64, length: u64, at: u64) -> bool {

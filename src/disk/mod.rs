@@ -31,7 +31,7 @@ pub use held_back::HeldBack;
 pub use loop_device::LoopDevice;
 pub use renew::Renewal;
 pub use table::{table_is_there, write_table};
-pub use wipe::{discard, wipe_ends, wipe_held, wipe_partitions, wipe_root, zero_range};
+pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root, zero_range};
 
 /// The sector size of every table and loop device that we make; what Ganeti's guests see by default.
 pub const SECTOR_BYTES: u64 = 512;

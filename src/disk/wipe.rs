@@ -10,7 +10,6 @@ use rustix::fs::FallocateFlags;
 
 use super::layout::Layout;
 use super::{Disk, Medium};
-use crate::sys;
 
 /// Both ends: tables and their backups, LVM labels, md superblocks (1.0 and 0.90 lie at the end), ZFS labels
 /// (two of 256 KiB at each end), every filesystem's first superblock.
@@ -62,12 +61,6 @@ fn zero(disk: &Disk, ranges: &[(u64, u64)]) -> Result<()> {
             .with_context(|| format!("wiping old signatures on {}", disk.path.display()))?;
     }
     disk.flush_path_cache()
-}
-
-/// Tells a device that nobody needs what it has there: mke2fs does so, and a thin one gives the room back. Most cannot, and that
-/// is all the same.
-pub fn discard(device: &File, start: u64, length: u64) {
-    let _ = sys::discard(device, start, length);
 }
 
 /// A file gets a hole, which reads as zeroes and costs nothing; a device is asked to zero it itself, else it is written.

@@ -1,25 +1,25 @@
 //! A template's filesystem onto a disk: by several threads and past the page cache, as fast as the disk takes it; or, where the
 //! cache and the disk are files of one filesystem that can share, without copying. Its superblock comes last.
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::cache::{PIECE_BYTES, Part, Template};
 use crate::disk::used::ext::identity::{SUPERBLOCK_BYTES, renew_journal, renew_superblock};
-use crate::disk::{AlignedBuffer, DirectDisk, Disk, Medium, discard, zero_range};
+use crate::disk::{AlignedBuffer, DirectDisk, Disk, Medium, zero_range};
 use crate::{report, signals};
 
 /// What comes last: it holds the superblock.
 const FIRST_BYTES: usize = 4096;
-/// A disk has some of its own; more threads than this were not faster on any.
+/// So that a disk has something to do while the next pieces are read and checked.
 const THREADS: usize = 4;
-/// Smaller gaps are not worth a command to a device.
-const DISCARD_BYTES_MIN: u64 = 1 << 20;
 
 /// What became of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub enum Pasted {
 
 /// Copies a template's filesystem to byte `start` of a disk, with a UUID of its own where that stands in superblocks alone.
 pub fn paste(template: &Template, disk: &Disk, start: u64, uuid: Uuid) -> Result<Pasted> {
-    prepare(template, disk, start)?;
     let target = Target { template, disk: &DirectDisk::open(disk)?, start };
+    prepare(&target, disk)?;
     if let Err(error) = target.copy() {
         signals::check()?;
         let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
@@ -44,47 +44,46 @@ pub fn paste(template: &Template, disk: &Disk, start: u64, uuid: Uuid) -> Result
     Ok(Pasted::Whole)
 }
 
-/// What no data goes to reads as zeros where it must, and is given back where that can be.
-fn prepare(template: &Template, disk: &Disk, start: u64) -> Result<()> {
-    let (content, size) = (template.content(), template.shape().size_bytes);
+/// What no data goes to, and has to read as zeros, does. What else is free stays what it is: to give it back takes longer
+/// than the copy, wherever a file lies below.
+fn prepare(target: &Target<'_>, disk: &Disk) -> Result<()> {
+    let (content, start) = (target.template.content(), target.start);
     let context = || format!("preparing {}", disk.path.display());
-    match disk.medium {
-        Medium::File => {
-            if !is_blank(disk, start, size)? {
-                for gap in content.gaps(size) {
-                    zero_range(&disk.file, disk.medium, start + gap.start, gap.end - gap.start)
-                        .with_context(context)?;
-                }
-            }
-            for run in &content.data {
-                // Once for all of it is less work for a filesystem than for each piece; one that has no such call gets them.
-                let flags = FallocateFlags::KEEP_SIZE;
-                match fallocate(disk.file.as_fd(), flags, start + run.start, run.end - run.start) {
-                    Err(rustix::io::Errno::OPNOTSUPP) => break,
-                    done => done.with_context(context)?,
-                }
-            }
+    if !is_blank(disk, start, target.template.shape().size_bytes)? {
+        for run in &content.zero {
+            zero_range(&disk.file, disk.medium, start + run.start, run.end - run.start)
+                .with_context(context)?;
         }
-        Medium::Block => {
-            let large = |gap: &Range<u64>| gap.end - gap.start >= DISCARD_BYTES_MIN;
-            for gap in content.gaps(size).into_iter().filter(large) {
-                discard(&disk.file, start + gap.start, gap.end - gap.start);
-            }
-            for run in &content.zero {
-                zero_range(&disk.file, disk.medium, start + run.start, run.end - run.start)
-                    .with_context(context)?;
-            }
+        // Zeros that had to be written lie in the page cache of the disk's path, which nothing after this looks at.
+        disk.flush_path_cache()?;
+    }
+    if disk.medium == Medium::File && !target.can_share() {
+        allocate(&disk.file, start, &content.data).with_context(context)?;
+    }
+    Ok(())
+}
+
+/// Once for a run is less work for a filesystem than for each piece; one that has no such call gets them.
+fn allocate(file: &File, start: u64, runs: &[Range<u64>]) -> Result<()> {
+    for run in runs {
+        let flags = FallocateFlags::KEEP_SIZE;
+        match fallocate(file.as_fd(), flags, start + run.start, run.end - run.start) {
+            Err(Errno::OPNOTSUPP) => break,
+            done => done?,
         }
     }
     Ok(())
 }
 
-/// Whether a file has nothing there yet.
+/// Whether a file has nothing there yet. Nobody can tell of a device.
 fn is_blank(disk: &Disk, start: u64, size: u64) -> Result<bool> {
+    if disk.medium == Medium::Block {
+        return Ok(false);
+    }
     match seek(&disk.file, SeekFrom::Data(start)) {
         Ok(data) => Ok(data >= start + size),
-        Err(rustix::io::Errno::NXIO) => Ok(true),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(false),
+        Err(Errno::NXIO) => Ok(true),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
         Err(error) => Err(error).context("looking for holes in the disk's file"),
     }
 }
@@ -109,6 +108,21 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Whether the disk takes the template's blocks without a copy: tried with those behind the first.
+    fn can_share(&self) -> bool {
+        let first = self.template.parts(0).into_iter().find(|part| part.length > FIRST_BYTES);
+        first.is_some_and(|part| {
+            let skip = FIRST_BYTES as u64;
+            let length = part.length as u64 - skip;
+            self.disk.share(
+                &self.template.file,
+                part.in_file + skip,
+                length,
+                self.start + part.in_filesystem + skip,
+            )
+        })
+    }
+
     /// All data but the first block.
     fn copy(&self) -> Result<()> {
         let next = AtomicUsize::new(0);
@@ -157,6 +171,7 @@ impl Target<'_> {
 
     /// Gives the copy a UUID, and last of all its superblock.
     fn renew(&self, uuid: Uuid) -> Result<()> {
+        self.disk.settle()?;
         let content = self.template.content();
         let renew = |at: u64, renew: fn(&mut [u8; SUPERBLOCK_BYTES], &[u8; 16])| -> Result<()> {
             let (block, within) = (at / FIRST_BYTES as u64 * FIRST_BYTES as u64, at as usize % FIRST_BYTES);
