@@ -1,22 +1,92 @@
-//! Writes buffers to what may stall (a pipe) beside the work that fills them, so that a caught signal ends the work although
-//! the other side has stopped reading.
+//! What a backup leaves by, mostly a pipe. Pieces go into it without being copied; whoever works here is waited for beside
+//! the signals, since the other side may have stopped reading.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use memmap2::{Advice, MmapMut};
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, vmsplice};
 
 use super::widen;
 use crate::report::Hint;
 use crate::signals;
 
-/// As long as the writer works, the filler fills the next.
-const BUFFERS: usize = 4;
-/// How often a waiting filler looks for signals.
+/// A huge page of most machines: had at once, where 512 small ones would cost more than copying.
+const PIECE_BYTES: usize = 2 << 20;
+/// Whether there are huge pages for who asks.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// How often whoever waits looks for signals.
 const POLL: Duration = Duration::from_millis(50);
+
+/// Memory of its own, in pages that nothing else lies in.
+pub struct Piece {
+    pages: MmapMut,
+    begin: usize,
+}
+
+impl Piece {
+    pub fn new() -> Result<Piece> {
+        let pages = MmapMut::map_anon(2 * PIECE_BYTES).context("taking memory for the backup")?;
+        // Without huge pages it is as much memory in small ones.
+        let _ = pages.advise(Advice::HugePage);
+        let begin = pages.as_ptr().align_offset(PIECE_BYTES).min(PIECE_BYTES);
+        Ok(Piece { pages, begin })
+    }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.pages[self.begin..self.begin + PIECE_BYTES]
+    }
+}
+
+/// Where a backup goes.
+pub struct Outlet {
+    sink: File,
+    gives: bool,
+}
+
+impl Outlet {
+    pub fn to(sink: File) -> Outlet {
+        widen(&sink);
+        let pipe = sink.metadata().is_ok_and(|meta| meta.file_type().is_fifo());
+        let huge_pages = std::fs::read_to_string(HUGE_PAGES).is_ok_and(|modes| !modes.contains("[never]"));
+        Outlet { sink, gives: pipe && huge_pages }
+    }
+
+    /// Writes the first `length` bytes of a piece, which may have other content afterwards. The pages themselves go into a
+    /// pipe: whoever reads it may hold them for long, so they are not filled again but let go. (The page cache's own pages
+    /// would cost nothing at all; but a guest that runs could change them between the digest and the reader.)
+    pub fn send(&mut self, piece: &mut Piece, length: usize) -> Result<()> {
+        let bytes = &piece.bytes()[..length];
+        if !self.gives {
+            return self.write(bytes);
+        }
+        let given = self.give(bytes);
+        *piece = Piece::new()?;
+        given.map_err(explained).context("writing the backup")
+    }
+
+    fn give(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match vmsplice(&self.sink, &[IoSlice::new(bytes)], SpliceFFlags::empty()) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is in no piece.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sink.write_all(bytes).map_err(explained).context("writing the backup")
+    }
+}
 
 /// What stands behind an error of whoever takes the backup.
 fn explained(error: io::Error) -> anyhow::Error {
@@ -28,62 +98,16 @@ fn explained(error: io::Error) -> anyhow::Error {
     anyhow::Error::from(error).context(Hint(hint.into()))
 }
 
-/// A writer in a thread of its own.
-pub struct Outlet {
-    full: Sender<Vec<u8>>,
-    empty: Receiver<io::Result<Vec<u8>>>,
-    /// Buffers that are not with the writer.
-    spare: Vec<Vec<u8>>,
-}
-
-impl Outlet {
-    /// Takes the sink; the thread ends with it, or with the process.
-    pub fn to(mut sink: File, buffer_bytes: usize) -> Outlet {
-        widen(&sink);
-        let (full, to_write) = channel::<Vec<u8>>();
-        let (written, empty) = channel();
-        thread::spawn(move || {
-            for buffer in to_write {
-                let result = sink.write_all(&buffer);
-                if written.send(result.map(|()| buffer)).is_err() {
-                    return;
-                }
-            }
-        });
-        let spare = (0..BUFFERS).map(|_| Vec::with_capacity(buffer_bytes)).collect();
-        Outlet { full, empty, spare }
-    }
-
-    /// A buffer to fill, with what it carried before: emptying it would have it zeroed again. Waits until there is one.
-    pub fn buffer(&mut self) -> Result<Vec<u8>> {
-        match self.spare.pop() {
-            Some(buffer) => Ok(buffer),
-            None => self.written(),
-        }
-    }
-
-    /// Hands a buffer over to be written after those before it.
-    pub fn send(&mut self, buffer: Vec<u8>) -> Result<()> {
-        self.full.send(buffer).ok().context("writing the backup: the writer has ended")
-    }
-
-    /// Waits until all is written.
-    pub fn finish(mut self) -> Result<()> {
-        while self.spare.len() < BUFFERS {
-            let buffer = self.written()?;
-            self.spare.push(buffer);
-        }
-        Ok(())
-    }
-
-    fn written(&self) -> Result<Vec<u8>> {
-        loop {
-            signals::check()?;
-            match self.empty.recv_timeout(POLL) {
-                Ok(buffer) => return buffer.map_err(explained).context("writing the backup"),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => bail!("writing the backup: the writer has ended"),
-            }
+/// Does it in a thread of its own, which a caught signal leaves behind: it ends with the process.
+pub fn beside_signals(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let (ended, result) = channel();
+    thread::spawn(move || ended.send(work()));
+    loop {
+        signals::check()?;
+        match result.recv_timeout(POLL) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("writing the backup: the writer has ended"),
         }
     }
 }

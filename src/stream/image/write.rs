@@ -4,15 +4,18 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+use std::vec::IntoIter;
 
 use anyhow::{Context, Result, bail};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, Manifest};
-use crate::stream::outlet::Outlet;
+use crate::stream::outlet::{Outlet, Piece, beside_signals};
 use crate::tree::archive::{self, Extent, Member, Output, Sparse, Time};
 
-/// Each of the few buffers that carry all data: what was read is hashed, and written, while the processor's cache has it.
-const BUFFER_BYTES: usize = 256 << 10;
+/// As many as keep two processors busy.
+const CARRIERS: usize = 2;
 
 /// An archive that is ready to be written.
 pub struct Export {
@@ -61,23 +64,17 @@ impl Export {
     }
 
     /// Writes it all; the data comes from `disk`. What cannot be read is an error and never a hole.
-    pub fn write(mut self, disk: &File, sink: File) -> Result<()> {
-        let mut outlet = Outlet::to(sink, BUFFER_BYTES);
-        send(&mut outlet, &self.head)?;
-        for run in &self.runs {
-            let mut at = run.start;
-            while at < run.end {
-                let mut piece = outlet.buffer()?;
-                piece.resize((run.end - at).min(BUFFER_BYTES as u64) as usize, 0);
-                read_piece(disk, &mut piece, at)?;
-                self.digest.add(&piece);
-                at += piece.len() as u64;
-                outlet.send(piece)?;
-            }
-        }
+    pub fn write(self, disk: &File, sink: File) -> Result<()> {
+        let disk = disk.try_clone().context("opening the disk once more")?;
+        beside_signals(move || self.carry(&disk, Outlet::to(sink)))
+    }
+
+    fn carry(mut self, disk: &File, mut outlet: Outlet) -> Result<()> {
+        outlet.write(&self.head)?;
+        let runs = std::mem::take(&mut self.runs);
+        in_turns(Data { disk, runs: runs.into_iter(), run: 0..0 }, &mut self.digest, &mut outlet)?;
         let tail = self.tail(&self.digest.finish())?;
-        send(&mut outlet, &[vec![0; self.padding_bytes], tail].concat())?;
-        outlet.finish()
+        outlet.write(&[vec![0; self.padding_bytes], tail].concat())
     }
 
     /// The digest's member and the end of the archive.
@@ -105,14 +102,67 @@ fn read_piece(disk: &File, piece: &mut [u8], at: u64) -> Result<()> {
     Ok(())
 }
 
-fn send(outlet: &mut Outlet, bytes: &[u8]) -> Result<()> {
-    for piece in bytes.chunks(BUFFER_BYTES) {
-        let mut buffer = outlet.buffer()?;
-        buffer.clear();
-        buffer.extend_from_slice(piece);
-        outlet.send(buffer)?;
+/// What is yet to be read.
+struct Data<'a> {
+    disk: &'a File,
+    runs: IntoIter<Range<u64>>,
+    /// The rest of the one that was begun.
+    run: Range<u64>,
+}
+
+impl Data<'_> {
+    /// Fills the buffer as far as there is something; says how far.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            if self.run.is_empty() {
+                let Some(next) = self.runs.next() else { break };
+                self.run = next;
+            }
+            let length = (self.run.end - self.run.start).min((buffer.len() - filled) as u64);
+            read_piece(self.disk, &mut buffer[filled..][..length as usize], self.run.start)?;
+            self.run.start += length;
+            filled += length as usize;
+        }
+        Ok(filled)
     }
-    Ok(())
+}
+
+/// Carriers that each take a piece through all three stages. Whoever is in a stage enters the next one before he leaves it:
+/// none overtakes, and the stages of different pieces overlap.
+fn in_turns(data: Data<'_>, digest: &mut Digest, outlet: &mut Outlet) -> Result<()> {
+    // None once a carrier has failed: nothing is to come behind what is missing.
+    let (data, digest, outlet) = (Mutex::new(Some(data)), Mutex::new(digest), Mutex::new(Some(outlet)));
+    let carrier = || -> Result<()> {
+        let mut piece = Piece::new()?;
+        loop {
+            let mut reading = entered(&data);
+            let Some(data) = reading.as_mut() else { return Ok(()) };
+            let length = data.fill(piece.bytes()).inspect_err(|_| *reading = None)?;
+            if length == 0 {
+                return Ok(());
+            }
+            let mut hashing = entered(&digest);
+            drop(reading);
+            hashing.add(&piece.bytes()[..length]);
+            let mut writing = entered(&outlet);
+            drop(hashing);
+            let Some(outlet) = writing.as_mut() else { return Ok(()) };
+            outlet.send(&mut piece, length).inspect_err(|_| *writing = None)?;
+        }
+    };
+    thread::scope(|scope| {
+        let carriers: Vec<_> = (0..CARRIERS).map(|_| scope.spawn(carrier)).collect();
+        let joined = |carrier: ScopedJoinHandle<'_, _>| {
+            carrier.join().unwrap_or_else(|_| bail!("a carrier of the backup has panicked"))
+        };
+        carriers.into_iter().try_for_each(joined)
+    })
+}
+
+/// The stage, once whoever was in it has left.
+fn entered<T>(stage: &Mutex<T>) -> MutexGuard<'_, T> {
+    stage.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn whole_member(output: &mut Output<'_>, name: &str, content: &[u8], made: i64) -> Result<()> {
