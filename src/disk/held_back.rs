@@ -1,13 +1,12 @@
 //! A disk that is written from a stream nobody has vouched for yet: what a kernel or firmware would take it for something by
 //! is held back in memory until the rest is known to be right, and sector 0 is the last write of all.
 
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Advice, fadvise};
 
+use super::behind::Behind;
 use super::wipe::{BTRFS_MIRRORS, BTRFS_SUPERBLOCK_BYTES, zero_range};
 use super::{Disk, SECTOR_BYTES, wipe_ends, wipe_root};
 
@@ -17,8 +16,6 @@ const HEAD_BYTES: u64 = 1 << 20;
 /// swap and LUKS stand.
 const BUDGET_BYTES: u64 = 16 << 20;
 const LEAST_BYTES: u64 = 8 << 10;
-/// How much is written before the disk is told to begin.
-const BEHIND_BYTES: u64 = 8 << 20;
 /// A btrfs has its first superblock further in.
 const BTRFS_AT: u64 = 64 << 10;
 
@@ -33,8 +30,8 @@ pub struct HeldBack<'a> {
     partitions: Vec<(u64, u64)>,
     /// Ascending and apart.
     held: Vec<(Range<u64>, Vec<u8>)>,
-    /// What was written lately, and need not be on its way to the disk yet.
-    behind: Range<u64>,
+    /// Has what is not held back.
+    behind: Behind,
 }
 
 impl<'a> HeldBack<'a> {
@@ -53,51 +50,49 @@ impl<'a> HeldBack<'a> {
             let bytes = vec![0; (range.end - range.start) as usize];
             (range, bytes)
         });
-        let written = HeldBack { disk, size_bytes, held: held.collect(), partitions, behind: 0..0 };
-        written.wipe()?;
-        Ok(written)
+        let held = held.collect();
+        wipe(disk, size_bytes, &partitions)?;
+        Ok(HeldBack { disk, size_bytes, held, partitions, behind: Behind::of(disk)? })
     }
 
     /// Takes bytes for `offset`; what identifies the disk is kept, all else is written.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let (disk, end) = (self.disk, offset + bytes.len() as u64);
-        let write = |range: Range<u64>| -> Result<()> {
-            let piece = &bytes[(range.start - offset) as usize..(range.end - offset) as usize];
-            let context = || format!("writing to {} at byte {}", disk.path.display(), range.start);
-            disk.file.write_all_at(piece, range.start).with_context(context)
-        };
-        let mut at = offset;
-        for (range, kept) in &mut self.held {
-            let (start, stop) = (range.start.max(at), range.end.min(end));
-            if start >= stop {
-                continue;
-            }
-            if at < start {
-                write(at..start)?;
-            }
-            kept[(start - range.start) as usize..(stop - range.start) as usize]
-                .copy_from_slice(&bytes[(start - offset) as usize..(stop - offset) as usize]);
-            at = stop;
-        }
-        if at < end {
-            write(at..end)?;
-        }
-        self.behind = self.behind.start.min(offset)..self.behind.end.max(end);
-        if self.behind.end - self.behind.start >= BEHIND_BYTES {
-            self.start_writing_out()?;
+        let mut rest = bytes;
+        self.fill(offset, bytes.len() as u64, |room| {
+            let (now, later) = rest.split_at(room.len().min(rest.len()));
+            room[..now.len()].copy_from_slice(now);
+            rest = later;
+            Ok(now.len())
+        })
+    }
+
+    /// The same for `length` bytes of which `source` puts some, at least one, into each room that it is shown.
+    pub fn fill(
+        &mut self,
+        offset: u64,
+        length: u64,
+        mut source: impl FnMut(&mut [u8]) -> Result<usize>,
+    ) -> Result<()> {
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let next = self.held.partition_point(|(range, _)| range.end <= at);
+            let count = match self.held.get_mut(next) {
+                Some((range, kept)) if range.start <= at => source(
+                    &mut kept[(at - range.start) as usize..(end.min(range.end) - range.start) as usize],
+                )?,
+                next => {
+                    let stop = next.map_or(end, |(range, _)| range.start.min(end));
+                    self.behind.fill(at, stop - at, &mut source)?
+                }
+            };
+            at += count as u64;
         }
         Ok(())
     }
 
-    /// The disk works while more comes, and not only at the end; nor does the node lose what its page cache holds of others.
-    fn start_writing_out(&mut self) -> Result<()> {
-        let (start, length) = (self.behind.start, NonZeroU64::new(self.behind.end - self.behind.start));
-        self.behind = self.behind.end..self.behind.end;
-        fadvise(&self.disk.file, start, length, Advice::DontNeed).context("starting to write the disk out")
-    }
-
     /// Makes `length` bytes at `offset` read as zeros; what is held back does already.
-    pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
+    pub fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.behind.settle()?;
         let end = offset + length;
         let mut at = offset;
         let held = self.held.iter().map(|(range, _)| (range.start, range.end)).chain([(end, end)]);
@@ -114,7 +109,9 @@ impl<'a> HeldBack<'a> {
 
     /// All was right: writes what was held back, the disk's own superblocks last, but for sector 0, which is returned. What
     /// stood at the end of a smaller disk is a table's copy, which belongs to the end of this one.
-    pub fn release(&self) -> Result<[u8; SECTOR_BYTES as usize]> {
+    pub fn release(&mut self) -> Result<[u8; SECTOR_BYTES as usize]> {
+        self.behind.settle()?;
+        self.behind.end();
         let mut sector = [0; SECTOR_BYTES as usize];
         for (range, bytes) in self.held.iter().rev() {
             if range.start > 0 {
@@ -146,16 +143,21 @@ impl<'a> HeldBack<'a> {
     }
 
     /// Leaves nothing that could be taken for anything.
-    pub fn wipe(&self) -> Result<()> {
-        wipe_ends(self.disk)?;
-        // The end of what was to come: its copy of a table.
-        let tail = self.size_bytes.saturating_sub(HEAD_BYTES);
-        zero_range(&self.disk.file, self.disk.medium, tail, self.size_bytes - tail)?;
-        for (start, length) in &self.partitions {
-            wipe_root(self.disk, *start, *length)?;
-        }
-        self.disk.flush_path_cache()
+    pub fn wipe(&mut self) -> Result<()> {
+        self.behind.end();
+        wipe(self.disk, self.size_bytes, &self.partitions)
     }
+}
+
+fn wipe(disk: &Disk, size_bytes: u64, partitions: &[(u64, u64)]) -> Result<()> {
+    wipe_ends(disk)?;
+    // The end of what was to come: its copy of a table.
+    let tail = size_bytes.saturating_sub(HEAD_BYTES);
+    zero_range(&disk.file, disk.medium, tail, size_bytes - tail)?;
+    for (start, length) in partitions {
+        wipe_root(disk, *start, *length)?;
+    }
+    disk.flush_path_cache()
 }
 
 /// Ranges in order, those that touch as one.

@@ -2,6 +2,7 @@
 //! filesystem. This room knows no Debian, no guest and no cache.
 
 mod backing;
+mod behind;
 pub mod boot_code;
 mod direct;
 pub mod esp;

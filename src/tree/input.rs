@@ -77,13 +77,32 @@ impl<'a> Input<'a> {
             return Ok(None);
         }
         let length = self.fill()?.min(usize::try_from(self.data_left.min(limit_bytes)).unwrap_or(usize::MAX));
+        self.took_data(length)?;
+        Ok(Some(self.take(length)))
+    }
+
+    fn took_data(&mut self, length: usize) -> Result<()> {
+        self.data_left -= length as u64;
         self.unchecked_bytes += length as u64;
         if self.unchecked_bytes >= CHECKPOINT_BYTES {
             self.unchecked_bytes = 0;
             (self.checkpoint)()?;
         }
-        self.data_left -= length as u64;
-        Ok(Some(self.take(length)))
+        Ok(())
+    }
+
+    /// The next of the member's data, read right into the room there is for it; 0 at the data's end.
+    pub(crate) fn data_into(&mut self, room: &mut [u8]) -> Result<usize> {
+        if self.start < self.end || self.data_left == 0 {
+            let Some(piece) = self.data(room.len() as u64)? else { return Ok(0) };
+            room[..piece.len()].copy_from_slice(piece);
+            return Ok(piece.len());
+        }
+        let wanted = usize::try_from(self.data_left).unwrap_or(usize::MAX).min(room.len());
+        let length = read(self.source, self.checkpoint, &mut room[..wanted])?;
+        ensure!(length > 0, "{}", self.ended());
+        self.took_data(length)?;
+        Ok(length)
     }
 
     /// Exactly one block of the member's data (the map of a sparse file).
@@ -165,12 +184,7 @@ impl<'a> Input<'a> {
         }
         let due = (self.data_left + self.padding_left).saturating_add((BLOCK - taken) as u64);
         let wanted = usize::try_from(due).unwrap_or(usize::MAX).min(self.buffer.len());
-        let length = loop {
-            match self.source.read(&mut self.buffer[..wanted]) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => (self.checkpoint)()?,
-                answer => break answer.context("reading the archive")?,
-            }
-        };
+        let length = read(self.source, self.checkpoint, &mut self.buffer[..wanted])?;
         if length == 0 {
             bail!("{}", self.ended());
         }
@@ -185,6 +199,15 @@ impl<'a> Input<'a> {
                 format!("the archive ends in an extended header {}", self.place())
             }
             _ => format!("the archive ends in the middle of {}", shown(&self.name)),
+        }
+    }
+}
+
+fn read(source: &mut dyn Read, checkpoint: Checkpoint<'_>, room: &mut [u8]) -> Result<usize> {
+    loop {
+        match source.read(room) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => checkpoint()?,
+            answer => return answer.context("reading the archive"),
         }
     }
 }

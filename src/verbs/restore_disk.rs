@@ -55,7 +55,10 @@ impl Restoring<'_> {
                 signals::check()?;
                 held.zero(start, length)?;
             }
-            image.data(|offset, bytes| held.write(offset, bytes))?;
+            let runs: Vec<(u64, u64)> = image.runs().collect();
+            for (offset, length) in runs {
+                held.fill(offset, length, |room| image.read(room))?;
+            }
             image.finish()
         });
         self.complete(held, size_bytes, restored)
@@ -127,7 +130,7 @@ impl Restoring<'_> {
     }
 
     /// Lets the disk be what it was, or wipes it.
-    fn complete(self, held: HeldBack<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
+    fn complete(self, mut held: HeldBack<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
         let disk = self.disk;
         let finished = restored.and_then(|()| {
             let mut sector = held.release()?;

@@ -3,7 +3,7 @@
 
 use std::io::Read;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
 use crate::report::WithHint;
@@ -12,6 +12,9 @@ use crate::tree::archive::{self, Entry, EntryKind, Extent, Input};
 
 /// Of the digest's member.
 const DIGEST_BYTES_MAX: u64 = 1024;
+
+/// What is read is hashed while the processor's cache has it.
+const AT_ONCE_BYTES: usize = 256 << 10;
 
 /// What to do with a backup that is not what was written.
 const DAMAGED: &str = "the backup is damaged; export it again";
@@ -66,19 +69,15 @@ impl<'a> Image<'a> {
         self.runs.iter().map(|run| (run.offset, run.length))
     }
 
-    /// Hands all data to `take`, piece by piece, each with its offset on the disk.
-    pub fn data(&mut self, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        for run in &self.runs {
-            let mut done = 0;
-            while done < run.length {
-                let piece = self.input.data(run.length - done).hint(DAMAGED)?;
-                let piece = piece.context("the archive has too little data").hint(DAMAGED)?;
-                self.digest.add(piece);
-                take(run.offset + done, piece)?;
-                done += piece.len() as u64;
-            }
+    /// Reads some of the data, run after run, into the room there is; what is asked for beyond the last run is missing.
+    pub fn read(&mut self, room: &mut [u8]) -> Result<usize> {
+        let most = room.len().min(AT_ONCE_BYTES);
+        let count = self.input.data_into(&mut room[..most]).hint(DAMAGED)?;
+        if count == 0 {
+            return Err(anyhow!("the archive has too little data")).hint(DAMAGED);
         }
-        Ok(())
+        self.digest.add(&room[..count]);
+        Ok(count)
     }
 
     /// Reads what follows the data: the digest must be right, and nothing may come behind it.
