@@ -2,9 +2,11 @@
 //! be made again, so nothing waits for them to be flushed; what a power cut tore is found by its sums.
 //!
 //! A file `template-SUITE-ARCH-FILESYSTEM-SIZE-KEY.img`, dense, so that whoever backs up the cache reads what is there:
-//! a header of 4096 bytes, the data in use (run after run, no matter where each belongs), and an index in JSON. The header
+//! a header of 4096 bytes, the data in use (run after run, no matter where each belongs), files of the tree that are wanted
+//! before it is mounted, and an index in JSON. The header
 //! holds the magic, then as little-endian numbers where the index begins (64 bits), its length (64), and its CRC-32.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
@@ -30,6 +32,7 @@ pub const PIECE_BYTES: usize = 256 << 10;
 const MAGIC: &[u8; 16] = b"gid-template-1\n\0";
 const HEADER_BYTES: usize = 4096;
 const INDEX_BYTES_MAX: u64 = 16 << 20;
+const FILE_BYTES_MAX: u64 = 32 << 20;
 /// Direct I/O wants all runs to begin and end so.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -68,8 +71,18 @@ struct Index {
     content: Content,
     /// CRC-32 of each piece of the data.
     sums: Vec<u32>,
+    /// Files of its tree that are wanted besides, and stand behind the data in this order.
+    files: Vec<KeptFile>,
     /// RFC 3339.
     made: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct KeptFile {
+    path: String,
+    length: u64,
+    /// CRC-32.
+    sum: u32,
 }
 
 /// A template that is open; it stays readable whatever a prune does meanwhile.
@@ -198,6 +211,23 @@ impl Template {
         anyhow::bail!("the template {} has nothing at byte {at}", self.path.display())
     }
 
+    /// The files of its tree that stand here besides; an error where one is not what was written.
+    pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut at = HEADER_BYTES as u64 + self.index.content.data_bytes();
+        let mut files = BTreeMap::new();
+        for file in &self.index.files {
+            let mut bytes = vec![0; file.length as usize];
+            self.file
+                .read_exact_at(&mut bytes, at)
+                .with_context(|| format!("reading the template {}", self.path.display()))?;
+            let path = self.path.display();
+            ensure!(crc32fast::hash(&bytes) == file.sum, "the template {path} is damaged at byte {at}");
+            at += file.length;
+            files.insert(file.path.clone(), bytes);
+        }
+        Ok(files)
+    }
+
     /// Compares all data with its sums.
     pub fn verify(&self) -> Result<()> {
         let mut buffer = vec![0; PIECE_BYTES];
@@ -205,7 +235,7 @@ impl Template {
             signals::check()?;
             self.read(piece, &mut buffer)?;
         }
-        Ok(())
+        self.files().map(drop)
     }
 
     /// It was needed: others go first.
@@ -217,6 +247,15 @@ impl Template {
     /// It is damaged, or in the way.
     pub fn remove(&self) -> Result<()> {
         std::fs::remove_file(&self.path).with_context(|| format!("removing {}", self.path.display()))
+    }
+}
+
+impl Index {
+    /// Where it stands in the file: behind all that it speaks of.
+    fn begins_at(&self) -> Result<u64> {
+        ensure!(self.files.iter().all(|file| file.length <= FILE_BYTES_MAX), "a file in it is too large");
+        let files: u64 = self.files.iter().map(|file| file.length).sum();
+        Ok(HEADER_BYTES as u64 + self.content.data_bytes() + files)
     }
 }
 
@@ -313,20 +352,33 @@ impl Store {
         Ok(ours.map(|template| template.shape().clone()).collect())
     }
 
-    /// Copies the data of a filesystem out of the sparse file that it was made in, and publishes that as a template.
+    /// Copies the data of a filesystem out of the sparse file that it was made in, and publishes that as a template, with
+    /// `files` of its tree besides.
     pub fn publish_template(
         &self,
         origin: &Origin,
         shape: &Shape,
         content: Content,
         filesystem: &File,
+        files: BTreeMap<String, Vec<u8>>,
     ) -> Result<Template> {
         let path = self.template_path(origin, shape)?;
         content.check(shape.size_bytes).context("writing a template")?;
         let file = nameless(&self.dir)?;
-        let (origin, shape) = (origin.clone(), shape.clone());
-        let index = Index { origin, shape, sums: Vec::new(), content, made: super::manifest::now() };
-        let index = write(&file, index, filesystem).context("writing a template")?;
+        let kept = |(path, bytes): (&String, &Vec<u8>)| KeptFile {
+            path: path.clone(),
+            length: bytes.len() as u64,
+            sum: crc32fast::hash(bytes),
+        };
+        let index = Index {
+            origin: origin.clone(),
+            shape: shape.clone(),
+            content,
+            sums: Vec::new(),
+            files: files.iter().map(kept).collect(),
+            made: super::manifest::now(),
+        };
+        let index = write(&file, index, filesystem, files.into_values()).context("writing a template")?;
         // What stands there was found to be no template for this.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -348,7 +400,12 @@ impl Store {
     }
 }
 
-fn write(file: &File, mut index: Index, filesystem: &File) -> Result<Index> {
+fn write(
+    file: &File,
+    mut index: Index,
+    filesystem: &File,
+    files: impl Iterator<Item = Vec<u8>>,
+) -> Result<Index> {
     let mut sink = BufWriter::with_capacity(PIECE_BYTES, file);
     sink.write_all(&[0; HEADER_BYTES])?;
     let mut piece = Vec::with_capacity(PIECE_BYTES);
@@ -372,12 +429,15 @@ fn write(file: &File, mut index: Index, filesystem: &File) -> Result<Index> {
         index.sums.push(crc32fast::hash(&piece));
         sink.write_all(&piece)?;
     }
+    for bytes in files {
+        sink.write_all(&bytes)?;
+    }
     let text = serde_json::to_vec(&index)?;
     ensure!(text.len() as u64 <= INDEX_BYTES_MAX, "its index would have {} bytes", text.len());
     sink.write_all(&text)?;
     sink.flush()?;
     let mut header = MAGIC.to_vec();
-    header.extend((HEADER_BYTES as u64 + index.content.data_bytes()).to_le_bytes());
+    header.extend(index.begins_at()?.to_le_bytes());
     header.extend((text.len() as u64).to_le_bytes());
     header.extend(crc32fast::hash(&text).to_le_bytes());
     file.write_all_at(&header, 0)?;
@@ -398,7 +458,7 @@ fn read_index(file: &File) -> Result<Index> {
     let index: Index = serde_json::from_slice(&text).context("its index says nothing that is known")?;
     index.content.check(index.shape.size_bytes)?;
     let data_bytes = index.content.data_bytes();
-    ensure!(at == HEADER_BYTES as u64 + data_bytes, "its data is not of the length that its index says");
+    ensure!(at == index.begins_at()?, "its data is not of the length that its index says");
     ensure!(index.sums.len() as u64 == data_bytes.div_ceil(PIECE_BYTES as u64), "its sums are not all there");
     Ok(index)
 }
@@ -435,12 +495,13 @@ mod tests {
         }
         let content = Content {
             data: runs.to_vec(),
-            zero: vec![(2 << 20) * 16..(2 << 20) * 17],
+            zero: vec![(32 << 20)..(34 << 20), (36 << 20)..(37 << 20)],
             superblocks: vec![1024, 8 << 20],
             journal: Some(1 << 20),
             uuid_stands_alone: true,
         };
-        store.publish_template(&origin(), &shape(), content, &file).unwrap()
+        let files = [("a", 3), ("boot/b", 7)].map(|(path, length)| (path.to_owned(), vec![9; length]));
+        store.publish_template(&origin(), &shape(), content, &file, files.into()).unwrap()
     }
 
     #[test]
@@ -451,6 +512,10 @@ mod tests {
         published(&store);
         let template = store.template(&origin(), &shape()).unwrap().unwrap();
         template.verify().unwrap();
+        assert_eq!(
+            template.files().unwrap().into_iter().collect::<Vec<_>>(),
+            [("a".into(), vec![9; 3]), ("boot/b".into(), vec![9; 7])]
+        );
         let mut seen = 0;
         let mut buffer = vec![0; PIECE_BYTES];
         for piece in 0..template.pieces() {

@@ -12,7 +12,7 @@ use super::pages::Pages;
 /// Small clusters keep the filesystem a FAT32, which the UEFI specification wants of a disk.
 const CLUSTER_BYTES: u32 = 1024;
 
-/// Formats the partition and writes files into it; returns its volume number.
+/// Formats the partition and writes files into it, and does not flush them; returns its volume number.
 pub fn make(partition: &Path, size_bytes: u64, files: &[(String, Vec<u8>)]) -> Result<u32> {
     let context = || format!("making the EFI system partition {}", partition.display());
     let device = open(partition).with_context(context)?;
@@ -27,8 +27,13 @@ pub fn make(partition: &Path, size_bytes: u64, files: &[(String, Vec<u8>)]) -> R
     let mut pages = Pages::blank(&device, size_bytes);
     fatfs::format_volume(&mut pages, options).with_context(context)?;
     write(&mut pages, files).with_context(context)?;
-    device.sync_all().with_context(context)?;
     Ok(volume)
+}
+
+/// Flushes what was written to the partition.
+pub fn flush(partition: &Path) -> Result<()> {
+    let flushed = open(partition).and_then(|device| device.sync_all());
+    flushed.with_context(|| format!("flushing the EFI system partition {}", partition.display()))
 }
 
 /// Adds files to a partition that was made before, unless they are there; what makes them files comes last.

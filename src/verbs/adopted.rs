@@ -4,7 +4,8 @@ use anyhow::{Result, anyhow};
 
 use super::base::{self, Freshness};
 use super::work::Work;
-use crate::guest::{Root, Workspace, boot};
+use crate::guest::boot::{self, Pieces};
+use crate::guest::{Root, Workspace};
 use crate::plan::Plan;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -57,7 +58,7 @@ pub fn prepare_own(work: &mut Work<'_>, workspace: &Workspace) -> Result<()> {
     let plan = work.plan;
     let Some(wanted) = plan.boot else { return Ok(()) };
     let dir = RootDir::open(work.root()?.path())?;
-    if boot::is_bootable(&dir, wanted.firmware, plan.layout.style)? {
+    if Pieces::of(&dir)?.boot(wanted.firmware, plan.layout.style) {
         return work.prepare_loader(None);
     }
     let pieces = pieces(plan, workspace)?;

@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result};
 
 use super::base::{self, Freshness};
-use super::paste::Pasted;
 use super::source::{self, Opened};
 use super::unpack::unpack;
 use super::work::Work;
@@ -198,7 +197,7 @@ impl Guest<'_> {
         let plan = work.plan;
         let ours = Tree::Ours { options: "" };
         let pasted = template.map(|template| work.copy(&template, workspace, ours)).transpose()?;
-        if pasted != Some(Pasted::Whole) {
+        if pasted != Some(true) {
             if pasted.is_some() {
                 check(base)?;
             }

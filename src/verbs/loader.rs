@@ -7,10 +7,9 @@ use uuid::Uuid;
 
 use crate::disk::layout::{Layout, Role};
 use crate::disk::{LoopDevice, boot_code, esp};
-use crate::guest::boot::{self, EfiFile};
+use crate::guest::boot::{EfiFile, Pieces};
 use crate::plan::BootPlan;
 use crate::report::{self, WithHint};
-use crate::rootdir::RootDir;
 
 /// The last pieces of a disk that boots.
 pub struct Loader {
@@ -27,16 +26,15 @@ struct Uefi {
 }
 
 impl Loader {
-    /// Reads the pieces from the tree, and fills the EFI system partition but for what firmware starts. None where the
-    /// tree has no GRUB: that is an error only if somebody asked for it.
+    /// Fills the EFI system partition but for what firmware starts. None where the tree that the pieces are of has no GRUB: that is an error only if somebody asked for it.
     pub fn prepare(
         wanted: BootPlan,
-        root: &RootDir,
+        pieces: &Pieces,
         device: &mut LoopDevice,
         layout: &Layout,
         root_uuid: Uuid,
     ) -> Result<Option<Loader>> {
-        if !boot::is_bootable(root, wanted.firmware, layout.style)? {
+        if !pieces.boot(wanted.firmware, layout.style) {
             let lacking = "the cached tree was not made to boot: it was made by hand, or by the predecessor";
             if wanted.asked_for {
                 return Err(anyhow::anyhow!("a loader is wanted, but {lacking}"))
@@ -45,13 +43,13 @@ impl Loader {
             report::warning(&format!("nothing will start this disk by itself: {lacking}"));
             return Ok(None);
         }
-        let bios = wanted.firmware.bios.then(|| boot::bios_images(root, layout.style)).transpose()?;
+        let bios = wanted.firmware.bios.then(|| pieces.bios_images(layout.style)).transpose()?;
         let mut loader = Loader { bios, uefi: None };
         if wanted.firmware.uefi {
             let esp = *layout.partition(Role::Esp).context("an EFI system partition")?;
             let partition = device.add_partition(esp.number, esp.start_bytes(), esp.size_bytes())?;
-            let volume = esp::make(&partition, esp.size_bytes(), &boot::efi_files(root, root_uuid)?)?;
-            loader.uefi = Some(Uefi { partition, volume, first: boot::efi_loader(root)? });
+            let volume = esp::make(&partition, esp.size_bytes(), &pieces.efi_files(root_uuid)?)?;
+            loader.uefi = Some(Uefi { partition, volume, first: pieces.efi_loader()? });
         }
         Ok(Some(loader))
     }
@@ -59,6 +57,11 @@ impl Loader {
     /// How fstab names the EFI system partition.
     pub fn esp(&self) -> Option<String> {
         self.uefi.as_ref().map(|uefi| format!("UUID={}", esp::volume_name(uefi.volume)))
+    }
+
+    /// What was prepared is on the disk.
+    pub fn flush(&self) -> Result<()> {
+        self.uefi.as_ref().map_or(Ok(()), |uefi| esp::flush(&uefi.partition))
     }
 
     /// Writes what firmware starts; a boot sector that a hook wrote stays.

@@ -1,6 +1,7 @@
 //! A template's filesystem onto a disk: by several threads and past the page cache, as fast as the disk takes it; or, where the
 //! cache and the disk are files of one filesystem that can share, without copying. Its superblock comes last.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -21,27 +22,31 @@ const FIRST_BYTES: usize = 4096;
 /// So that a disk has something to do while the next pieces are read and checked.
 const THREADS: usize = 4;
 
-/// What became of a copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pasted {
-    Whole,
-    /// The template is not what was written: it is gone, and nothing that counts is on the disk.
-    Damaged,
-}
-
 /// Copies a template's filesystem to byte `start` of a disk, with a UUID of its own where that stands in superblocks alone.
-pub fn paste(template: &Template, disk: &Disk, start: u64, uuid: Uuid) -> Result<Pasted> {
+/// Returns the files that the template has beside it. None: it was damaged, and is gone; nothing that counts is on the disk.
+pub fn paste(
+    template: &Template,
+    disk: &Disk,
+    start: u64,
+    uuid: Uuid,
+) -> Result<Option<BTreeMap<String, Vec<u8>>>> {
     let target = Target { template, disk: &DirectDisk::open(disk)?, start };
     prepare(&target, disk)?;
-    if let Err(error) = target.copy() {
-        signals::check()?;
-        let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
-        report::warning(&format!("{}; it is removed, and the tree unpacked", report::sentence(&damage.0)));
-        template.remove()?;
-        return Ok(Pasted::Damaged);
+    let copied = target.copy().and_then(|()| Ok(template.files().map_err(Damage)?));
+    match copied {
+        Ok(files) => {
+            target.renew(uuid)?;
+            Ok(Some(files))
+        }
+        Err(error) => {
+            signals::check()?;
+            let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
+            let damage = report::sentence(&damage.0);
+            report::warning(&format!("{damage}; it is removed, and the tree unpacked"));
+            template.remove()?;
+            Ok(None)
+        }
     }
-    target.renew(uuid)?;
-    Ok(Pasted::Whole)
 }
 
 /// What no data goes to, and has to read as zeros, does. What else is free stays what it is: to give it back takes longer

@@ -14,6 +14,7 @@ use crate::cache::{BaseTar, Content, Origin, Shape, Store, Template};
 use crate::disk::foreign::{self, Content as Found};
 use crate::disk::used::{self, ext::identity};
 use crate::disk::{Disk, Filesystem, Format, KernelVersion, LoopDevice, make_filesystem, maker_of_ext};
+use crate::guest::boot::Pieces;
 use crate::guest::{Tree, Workspace};
 use crate::plan::{BasePlan, Plan};
 use crate::report::{self, size};
@@ -125,12 +126,13 @@ fn made(
     let options = if filesystem == Filesystem::Ext2 { Tree::Ours { options: "" } } else { ours };
     let mut root = workspace.mount(&device.path(), filesystem, "template", options)?;
     unpack(base, &root)?;
+    let pieces = Pieces::of(root.dir()?)?;
     root.finish()?;
     // All copies of it are as good as this one; and tune2fs wants to know that it was checked.
     Tool::new("e2fsck").args(["-f", "-p"]).arg(device.path()).quiet().run()?;
     device.finish()?;
     let content = content_of(&scratch, store, shape)?;
-    store.publish_template(origin, shape, content, &scratch)
+    store.publish_template(origin, shape, content, &scratch, pieces.into_files())
 }
 
 /// What of the filesystem in `file` is to be copied; the log of its journal, which means nothing any more, becomes zeros.

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Error, Result, ensure};
 use uuid::Uuid;
 
 use super::loader::Loader;
-use super::paste::{Pasted, paste};
+use super::paste::paste;
 use crate::cache::Template;
 use crate::disk::layout::Role;
 use crate::disk::{self, Disk, Format, LoopDevice};
+use crate::guest::boot::Pieces;
 use crate::guest::{self, Root, Tree, Volumes, Workspace};
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, Hint};
@@ -27,6 +28,8 @@ pub struct Work<'a> {
     root_device: Option<PathBuf>,
     swap: Option<Disk>,
     pub plan: &'a Plan,
+    /// What the tree's loader is made of, where a template had it at hand.
+    pieces: Option<Pieces>,
     /// What makes the finished disk start: written last.
     loader: Option<Loader>,
     pub volumes: Volumes,
@@ -36,7 +39,8 @@ impl<'a> Work<'a> {
     /// Nothing is touched yet. `swap` is the device for swap, where the plan has one.
     pub fn new(disk: &'a Disk, plan: &'a Plan, swap: Option<Disk>) -> Work<'a> {
         let volumes = Volumes { root: Uuid::new_v4(), swap: None, esp: None };
-        Work { root: None, device: None, disk, root_device: None, swap, plan, loader: None, volumes }
+        let (root, device, root_device, pieces, loader) = (None, None, None, None, None);
+        Work { root, device, disk, root_device, swap, plan, pieces, loader, volumes }
     }
 
     /// An empty filesystem, mounted for the tree that is to come. There is no table yet; without one the filesystem is labelled incomplete.
@@ -55,17 +59,16 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// A copy of a template, mounted: the tree is there. Labelled like an empty one.
-    pub fn copy(&mut self, template: &Template, workspace: &Workspace, tree: Tree) -> Result<Pasted> {
+    /// A copy of a template, mounted: the tree is there. Labelled like an empty one. False where the template was damaged.
+    pub fn copy(&mut self, template: &Template, workspace: &Workspace, tree: Tree) -> Result<bool> {
         self.wipe()?;
         let (plan, uuid) = (self.plan, self.volumes.root);
         let start = plan.layout.root_extent().0;
         let pasted = report::step(&format!("copying {}", template.path.display()), || {
             paste(template, self.disk, start, uuid)
         })?;
-        if pasted == Pasted::Damaged {
-            return Ok(pasted);
-        }
+        let Some(files) = pasted else { return Ok(false) };
+        self.pieces = Some(Pieces::kept(files));
         let root_device = self.attach()?;
         if !template.content().uuid_stands_alone {
             report::step("giving the copy a UUID", || {
@@ -73,7 +76,7 @@ impl<'a> Work<'a> {
             })?;
         }
         self.root = Some(workspace.mount(&root_device, plan.filesystem, "target", tree)?);
-        Ok(pasted)
+        Ok(true)
     }
 
     fn wipe(&self) -> Result<()> {
@@ -117,13 +120,14 @@ impl<'a> Work<'a> {
     /// Prepares what starts the disk, where the plan wants that, of the pieces in a tree: the disk's own by default.
     pub fn prepare_loader(&mut self, pieces: Option<&RootDir>) -> Result<()> {
         let Some(wanted) = self.plan.boot else { return Ok(()) };
-        let pieces = match pieces {
-            Some(pieces) => pieces,
-            None => self.root.as_ref().context("a mounted root")?.dir()?,
-        };
         let device = self.device.as_mut().context("an attached disk")?;
         self.loader = report::step("preparing the loader", || {
-            Loader::prepare(wanted, pieces, device, &self.plan.layout, self.volumes.root)
+            let pieces = match (pieces, self.pieces.take()) {
+                (Some(dir), _) => Pieces::of(dir)?,
+                (None, Some(kept)) => kept,
+                (None, None) => Pieces::of(self.root.as_ref().context("a mounted root")?.dir()?)?,
+            };
+            Loader::prepare(wanted, &pieces, device, &self.plan.layout, self.volumes.root)
         })?;
         self.volumes.esp = self.loader.as_ref().and_then(Loader::esp);
         Ok(())
@@ -159,7 +163,10 @@ impl<'a> Work<'a> {
     /// The tree is whole: it is written out, then the table.
     pub fn complete(&mut self) -> Result<()> {
         // All of the tree first: a power cut behind the table must find it whole.
-        report::step("writing the tree out", || self.root()?.flush())?;
+        report::step("writing the tree out", || {
+            self.root()?.flush()?;
+            self.loader.as_ref().map_or(Ok(()), Loader::flush)
+        })?;
         self.add_table()
     }
 

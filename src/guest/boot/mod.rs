@@ -3,6 +3,8 @@
 
 mod adopt;
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
@@ -20,6 +22,7 @@ pub const GRUB_DEFAULTS: &str = "etc/default/grub.d/50-ganeti.cfg";
 
 const GRUB_CFG: &str = "boot/grub/grub.cfg";
 const PIECES: &str = "boot/grub/i386-pc";
+const BOOT_IMAGE: &str = "boot/grub/i386-pc/boot.img";
 /// Says whose GRUB it is: each looks for its configuration in a directory of its own.
 const OS_RELEASE: &str = "usr/lib/os-release";
 const SHIM: &str = "usr/lib/shim/shimx64.efi.signed";
@@ -91,13 +94,71 @@ fn terminals(console: Option<&Console>) -> String {
     }
 }
 
-/// Whether a tree was made bootable for this: one that was made by hand may not be, or have a loader of its own.
-pub fn is_bootable(root: &RootDir, firmware: Firmware, style: PartitionStyle) -> Result<bool> {
-    let has_bios = root.is_file(format!("{PIECES}/boot.img"))? && root.is_file(core_image(style))?;
-    let has_uefi = root.is_file(SHIM)? && root.is_file(SIGNED_GRUB)?;
-    let config = root.read(GRUB_CFG, MAX_BYTES)?.unwrap_or_default();
-    let ours = String::from_utf8_lossy(&config).contains(&PLACEHOLDER.to_string());
-    Ok(ours && (has_bios || !firmware.bios) && (has_uefi || !firmware.uefi))
+/// The files of a tree that its loader is made of, as far as they are there: their paths, and what is in them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Pieces(BTreeMap<String, Vec<u8>>);
+
+impl Pieces {
+    /// Those of a tree.
+    pub fn of(root: &RootDir) -> Result<Pieces> {
+        let cores = [PartitionStyle::Gpt, PartitionStyle::Msdos].map(core_image);
+        let others = [GRUB_CFG, BOOT_IMAGE, OS_RELEASE, SHIM, SIGNED_GRUB].map(str::to_owned);
+        let mut pieces = BTreeMap::new();
+        for path in cores.into_iter().chain(others) {
+            pieces.extend(root.read(&path, MAX_BYTES)?.map(|bytes| (path, bytes)));
+        }
+        Ok(Pieces(pieces))
+    }
+
+    /// Those that were kept elsewhere.
+    pub fn kept(files: BTreeMap<String, Vec<u8>>) -> Pieces {
+        Pieces(files)
+    }
+
+    pub fn into_files(self) -> BTreeMap<String, Vec<u8>> {
+        self.0
+    }
+
+    /// Whether their tree was made bootable for this: one that was made by hand may not be, or have a loader of its own.
+    pub fn boot(&self, firmware: Firmware, style: PartitionStyle) -> bool {
+        let has = |path: &str| self.0.contains_key(path);
+        let has_bios = has(BOOT_IMAGE) && has(&core_image(style));
+        let has_uefi = has(SHIM) && has(SIGNED_GRUB);
+        self.is_ours() && (has_bios || !firmware.bios) && (has_uefi || !firmware.uefi)
+    }
+
+    fn is_ours(&self) -> bool {
+        let config = self.0.get(GRUB_CFG).map(|config| String::from_utf8_lossy(config));
+        config.is_some_and(|config| config.contains(&PLACEHOLDER.to_string()))
+    }
+
+    /// GRUB for BIOS: the guest's boot.img, and its core image for a table.
+    pub fn bios_images(&self, style: PartitionStyle) -> Result<(Vec<u8>, Vec<u8>)> {
+        Ok((self.piece(BOOT_IMAGE)?, self.piece(&core_image(style))?))
+    }
+
+    /// What lies on the EFI system partition beside what firmware starts: GRUB, and where it finds its configuration.
+    pub fn efi_files(&self, filesystem: Uuid) -> Result<Vec<EfiFile>> {
+        let os_release = self.0.get(OS_RELEASE).map(|text| String::from_utf8_lossy(text));
+        let ubuntu = os_release.is_some_and(|text| text.lines().any(|line| line == "ID=ubuntu"));
+        let vendor = if ubuntu { "ubuntu" } else { "debian" };
+        let config = format!(
+            "search.fs_uuid {filesystem} root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"
+        );
+        Ok(vec![
+            ("EFI/BOOT/grubx64.efi".into(), self.piece(SIGNED_GRUB)?),
+            (format!("EFI/{vendor}/grub.cfg"), config.into_bytes()),
+        ])
+    }
+
+    /// What firmware starts where no boot entry says otherwise: shim, under the name of the UEFI specification.
+    pub fn efi_loader(&self) -> Result<EfiFile> {
+        Ok(("EFI/BOOT/BOOTX64.EFI".into(), self.piece(SHIM)?))
+    }
+
+    fn piece(&self, path: &str) -> Result<Vec<u8>> {
+        self.0.get(path).cloned().with_context(|| format!("/{path} is missing: the tree does not boot"))
+    }
 }
 
 /// Whether a file of a cached tree is a piece of its loader: what [`adopt()`] and a disk's loader are made of.
@@ -146,36 +207,12 @@ fn edit_config(config: &str, filesystem: Uuid, console: Option<&Console>) -> Opt
     })
 }
 
-/// GRUB for BIOS: the guest's boot.img, and its core image for a table.
-pub fn bios_images(root: &RootDir, style: PartitionStyle) -> Result<(Vec<u8>, Vec<u8>)> {
-    Ok((read(root, &format!("{PIECES}/boot.img"))?, read(root, &core_image(style))?))
-}
-
 fn core_image(style: PartitionStyle) -> String {
     format!("{PIECES}/core-{style}.img")
 }
 
 /// A file of the EFI system partition: its path and its content.
 pub type EfiFile = (String, Vec<u8>);
-
-/// What lies on the EFI system partition beside what firmware starts: GRUB, and where it finds its configuration.
-pub fn efi_files(root: &RootDir, filesystem: Uuid) -> Result<Vec<EfiFile>> {
-    let os_release = root.read(OS_RELEASE, MAX_BYTES)?.unwrap_or_default();
-    let ubuntu = String::from_utf8_lossy(&os_release).lines().any(|line| line == "ID=ubuntu");
-    let vendor = if ubuntu { "ubuntu" } else { "debian" };
-    let config = format!(
-        "search.fs_uuid {filesystem} root\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"
-    );
-    Ok(vec![
-        ("EFI/BOOT/grubx64.efi".into(), read(root, SIGNED_GRUB)?),
-        (format!("EFI/{vendor}/grub.cfg"), config.into_bytes()),
-    ])
-}
-
-/// What firmware starts where no boot entry says otherwise: shim, under the name of the UEFI specification.
-pub fn efi_loader(root: &RootDir) -> Result<EfiFile> {
-    Ok(("EFI/BOOT/BOOTX64.EFI".into(), read(root, SHIM)?))
-}
 
 fn read(root: &RootDir, path: &str) -> Result<Vec<u8>> {
     match root.read(path, MAX_BYTES)? {
