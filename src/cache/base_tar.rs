@@ -25,7 +25,7 @@ pub struct Origin {
     /// What its manifest says; empty where there is none.
     pub digest: String,
     pub size_bytes: u64,
-    /// When it was written: nanoseconds since 1970.
+    /// When it was written, and without a digest when anything of it was changed: nanoseconds since 1970.
     pub modified_ns: u64,
 }
 

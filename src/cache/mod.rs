@@ -77,7 +77,8 @@ impl Entry {
             file: self.name(),
             digest: manifest.map(|manifest| manifest.digest.clone()).unwrap_or_default(),
             size_bytes: meta.len(),
-            modified_ns: modified_ns(meta),
+            // Where no digest tells two files apart, the time that cp -p and rsync give does not either.
+            modified_ns: if manifest.is_some() { modified_ns(meta) } else { changed_ns(meta) },
         }
     }
 
@@ -296,6 +297,12 @@ pub fn manifest_path(tar: &Path) -> PathBuf {
 fn modified_ns(meta: &std::fs::Metadata) -> u64 {
     let since = meta.modified().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
+}
+
+/// When anything of a file was changed, in nanoseconds since 1970; nobody can set it.
+fn changed_ns(meta: &std::fs::Metadata) -> u64 {
+    let seconds = u64::try_from(meta.ctime()).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(meta.ctime_nsec()).unwrap_or_default())
 }
 
 fn file_name(path: &Path) -> String {

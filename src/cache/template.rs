@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -124,7 +125,10 @@ impl TemplateEntry {
 impl Template {
     /// Opens one, whatever it was made for; an error where it is none, or damaged.
     pub fn open(path: &Path) -> Result<Template> {
-        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        // Whatever stands there is neither followed nor waited for.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags).open(path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
         let index = read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
         Ok(Template { path: path.to_owned(), file, index })
     }
@@ -322,7 +326,7 @@ impl Store {
             .filter(|name| name.starts_with("template-") && name.ends_with(".img"))
             .filter_map(|name| {
                 let path = self.dir.join(name);
-                let meta = std::fs::metadata(&path).ok()?;
+                let meta = std::fs::symlink_metadata(&path).ok().filter(|meta| !meta.is_dir())?;
                 let (size_bytes, used) = (meta.len(), meta.modified().ok()?);
                 Some(TemplateEntry { size_bytes, used, template: Template::open(&path), path })
             })

@@ -43,7 +43,9 @@ pub fn paste(
             let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
             let damage = report::sentence(&damage.0);
             report::warning(&format!("{damage}; it is removed, and the tree unpacked"));
-            template.remove()?;
+            if let Err(error) = template.remove() {
+                report::warning(&report::sentence(&error));
+            }
             Ok(None)
         }
     }
