@@ -64,7 +64,7 @@ test-ganeti: build
 test-faults: build
 	tests/install-tools test
 	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks --test stream_faults \
-	  --test rounds --test stopped_dead -- --ignored --test-threads=1
+	  --test rounds --test stopped_dead --test templates -- --ignored --test-threads=1
 	tests/fuzz 20
 
 # Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.

@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -15,56 +15,26 @@ use std::time::{Duration, Instant};
 
 use common::guest::Firmware;
 use common::running::{Ended, Family, Running};
+use common::tiny_mirror;
 use common::{BlockDevice, GIB, Mounted, Node, fsck, log_of, root_offset, text, tool};
 use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
 
 const SIGNALS: [Signal; 3] = [SIGKILL, SIGTERM, SIGINT];
 const NAME: &str = "lg1.example.com";
 
-/// A mirror of one package that makes a tree of 50 MiB, with a debootstrap script for it: a bootstrap of seconds. The
-/// second stage leaves a process behind.
-const TINY_MIRROR: &str = r#"set -e
-mkdir -p root/DEBIAN root/etc root/usr/sbin root/usr/bin root/var/lib/dpkg root/var/log root/root pool
-index=main/binary-amd64/Packages
-mkdir -p dists/tiny/main/binary-amd64
-printf 'Package: tiny\nVersion: 1\nArchitecture: all\nMaintainer: A Test <test@example.com>\nDescription: a tree\n' \
-  > root/DEBIAN/control
-head -c 50M /dev/urandom > root/usr/bin/payload
-ln -s usr/bin root/bin
-touch root/usr/bin/sh
-for i in $(seq 500); do echo "$i" > "root/etc/file$i"; done
-printf 'root:*:1::::::\n' > root/etc/shadow
-printf 'Package: tiny\nStatus: install ok installed\nVersion: 1\n' > root/var/lib/dpkg/status
-dpkg-deb -Znone --build root pool/tiny.deb >/dev/null
-rm -r root
-sum () { sha256sum < "$1" | cut -c -64; }
-size () { stat -c %s "$1"; }
-printf 'Package: tiny\nVersion: 1\nArchitecture: all\nPriority: required\nFilename: pool/tiny.deb\nSize: %s\nSHA256: %s\n\n' \
-  "$(size pool/tiny.deb)" "$(sum pool/tiny.deb)" > dists/tiny/$index
-printf 'Origin: test\nSuite: tiny\nCodename: tiny\nArchitectures: amd64\nComponents: main\nSHA256:\n %s %s %s\n' \
-  "$(sum dists/tiny/$index)" "$(size dists/tiny/$index)" $index > dists/tiny/Release
-cat > script <<'END'
-mirror_style release
-download_style apt
-finddebs_style from-indices
-variants -
-work_out_debs () { required="tiny"; base=""; }
-first_stage_install () { extract $required; sleep 0.3; }
-second_stage_install () { sleep 1000 & info CONFTINY "Configuring %s..." tiny; sleep 0.5; }
-END
-"#;
+/// Every create unpacks its tree; tests/templates strikes those that copy.
+const UNPACKING: &str = "templates = 0\n";
 
 /// Settings of a suite whose bootstrap takes two seconds.
 fn tiny() -> String {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-mirror");
-    if !dir.exists() {
-        let building = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let made =
-            Command::new("sh").args(["-c", TINY_MIRROR]).current_dir(building.path()).output().unwrap();
-        assert!(made.status.success(), "{}", log_of(&made));
-        fs::rename(building.keep(), &dir).unwrap();
-    }
-    format!("suite = \"tiny\"\nboot = \"no\"\nmirror = \"file://{0} {0}/script\"\n", dir.display())
+    format!("{UNPACKING}{}", tiny_mirror::tiny())
+}
+
+/// A node with the shared tree.
+fn with_tree() -> Node {
+    let node = Node::with_tree();
+    node.config(UNPACKING);
+    node
 }
 
 /// A disk and how it is to be made.
@@ -189,7 +159,7 @@ fn target<'a>(node: &'a Node, style: &'static str, filesystem: &'static str) -> 
 fn with_slow_mkfs(node: &Node, command: &Command) -> Command {
     let (real, slow) = (node.path().join("mke2fs"), node.path().join("slow-mke2fs"));
     fs::copy("/usr/sbin/mke2fs", &real).unwrap();
-    let script = format!("#!/bin/sh\n{} \"$@\" && echo mke2fs waits && exec sleep 100\n", real.display());
+    let script = format!("#!/bin/sh\n{} \"$@\" && exec sleep 100\n", real.display());
     fs::write(&slow, script).unwrap();
     fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
     let mut wrapped = Command::new("unshare");
@@ -203,7 +173,7 @@ fn with_slow_mkfs(node: &Node, command: &Command) -> Command {
 #[test]
 #[ignore = "run by make test-faults"]
 fn a_create_struck_at_any_point_holds_nothing_and_installs_nothing() {
-    let node = Node::new();
+    let node = with_tree();
     let hook = node.etc().join("hooks/hook");
     for (style, signals) in [("gpt", &SIGNALS[..]), ("none", &SIGNALS[..2])] {
         let target = target(&node, style, "ext4");
@@ -213,7 +183,7 @@ fn a_create_struck_at_any_point_holds_nothing_and_installs_nothing() {
                 target.strike_at(target.create(), point, further_ms, *signal);
             }
             target.assert_next_works();
-            target.strike_at(with_slow_mkfs(&node, &target.create()), "mke2fs waits", 0, *signal);
+            target.strike_at(with_slow_mkfs(&node, &target.create()), "+ mke2fs", 1000, *signal);
             target.strike_at(target.create(), " s  personalising", 0, *signal);
             target.assert_next_works();
             // It leaves a process and a mount of its own, and is at work when the signal comes.
@@ -235,6 +205,7 @@ fn a_create_struck_at_any_point_holds_nothing_and_installs_nothing() {
 #[ignore = "run by make test-faults"]
 fn no_firmware_starts_what_a_struck_create_leaves() {
     let mut node = Node::bootable(common::SUITE);
+    node.config(UNPACKING);
     node.env.insert("HYPERVISOR".into(), "kvm".into());
     let hook = node.etc().join("hooks/hook");
     for (style, point, signal) in [
@@ -265,7 +236,7 @@ fn no_firmware_starts_what_a_struck_create_leaves() {
 #[test]
 #[ignore = "run by make test-faults"]
 fn another_opener_of_the_loop_device_is_waited_for_and_named() {
-    let node = Node::new();
+    let node = with_tree();
     let target = target(&node, "gpt", "ext4");
     for (seconds, survived) in [(3, true), (40, false)] {
         let mut run = Running::start(target.create());
@@ -296,7 +267,7 @@ fn another_opener_of_the_loop_device_is_waited_for_and_named() {
 #[test]
 #[ignore = "run by make test-faults"]
 fn the_loop_driver_grows_when_all_its_devices_are_taken() {
-    let node = Node::new();
+    let node = with_tree();
     let small = node.disk("small", 1 << 20);
     let devices = || {
         fs::read_dir("/sys/block")
@@ -362,7 +333,7 @@ fn a_real_bootstrap_struck_leaves_the_cache_as_it_was() {
         ),
     ] {
         let node = Node::bare();
-        node.config(&format!("bootstrapper = \"{bootstrapper}\"\n"));
+        node.config(&format!("{UNPACKING}bootstrapper = \"{bootstrapper}\"\n"));
         let target = target(&node, "gpt", "ext4");
         for (point, signal) in strikes {
             target.strike_at(target.create(), point, 0, signal);
@@ -446,7 +417,7 @@ fn strike_at_random(node: &Node, times: usize, mut before_each: impl FnMut()) {
 #[test]
 #[ignore = "run by make test-faults"]
 fn fifty_creates_struck_at_random_moments_are_harmless() {
-    strike_at_random(&Node::new(), 35, || {});
+    strike_at_random(&with_tree(), 35, || {});
     let node = Node::bare();
     node.config(&tiny());
     strike_at_random(&node, 15, || empty(&node));
@@ -455,7 +426,7 @@ fn fifty_creates_struck_at_random_moments_are_harmless() {
 #[test]
 #[ignore = "run by make test-faults"]
 fn a_child_that_is_not_yet_bound_to_us_ends_with_us() {
-    let node = Node::new();
+    let node = with_tree();
     node.hook("hook", "#!/bin/sh\nsleep 1000\n");
     let target = target(&node, "gpt", "ext4");
     // The child of a fork is held before it asks for its parent-death signal, as init, which has no parent to see.
@@ -558,6 +529,7 @@ fn create_at_once(node: &Node, count: usize, variant: impl Fn(usize) -> &'static
 #[ignore = "run by make test-faults"]
 fn five_creates_at_once_without_a_cache_bootstrap_once() {
     let node = Node::bare();
+    node.config(UNPACKING);
     let logs = create_at_once(&node, 5, |_| "default");
     assert_eq!(logs.iter().filter(|log| log.contains("bootstrapping trixie")).count(), 1, "{logs:#?}");
     assert_eq!(logs.iter().filter(|log| log.contains("waiting for process")).count(), 4, "{logs:#?}");
@@ -568,7 +540,7 @@ fn five_creates_at_once_without_a_cache_bootstrap_once() {
 #[test]
 #[ignore = "run by make test-faults"]
 fn sixteen_creates_at_once_arrive_among_refreshes_and_prunes() {
-    let node = Node::new();
+    let node = with_tree();
     fs::write(node.etc().join("variants.list"), "tiny\n").unwrap();
     node.variant("tiny.toml", &tiny());
     let (base, over) = (node.cache_files(), AtomicBool::new(false));

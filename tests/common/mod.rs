@@ -8,6 +8,7 @@ pub mod live;
 pub mod running;
 pub mod small_guest;
 pub mod stepping;
+pub mod tiny_mirror;
 pub mod unharmed;
 
 use std::collections::BTreeMap;
