@@ -213,6 +213,25 @@ impl Guest {
         Some(at(*blocks.iter().min()?)..at(*blocks.iter().max()? + 1))
     }
 
+    /// Where some blocks of the journal's log lie that a create does not come to, in bytes of the disk.
+    pub fn rest_of_journal(&self) -> Vec<u64> {
+        let Some(journal) = self.journal() else { return Vec::new() };
+        let block_bytes = Superblock::read(&self.disk, self.root_at()).block_bytes;
+        // At most half of what lies between its first and its last block is metadata of others.
+        let count = (journal.end - journal.start) / block_bytes / 2;
+        let asked: String =
+            (0..60).map(|part| format!("bmap <8> {}\n", count / 2 + part * count / 120)).collect();
+        let requests = self.disk.with_extension("debugfs");
+        fs::write(&requests, asked).unwrap();
+        let device = BlockDevice::over(&self.disk, &["-r", "-o", &self.root_at().to_string()]);
+        let path = device.0.to_str().unwrap();
+        let answers = tool("debugfs", &["-f", requests.to_str().unwrap(), path]);
+        let blocks = answers.lines().filter_map(|line| line.trim().parse::<u64>().ok());
+        let places: Vec<u64> = blocks.map(|block| self.root_at() + block * block_bytes).collect();
+        assert_eq!(places.len(), 60, "{answers}");
+        places
+    }
+
     /// Where metadata lies of its first groups and of some others.
     fn metadata(&self) -> Vec<Range<u64>> {
         let device = BlockDevice::over(&self.disk, &["-r", "-o", &self.root_at().to_string()]);
