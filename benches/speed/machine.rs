@@ -23,6 +23,7 @@ pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {
     let before = Held::now()?;
     let node = Node::unpack(&suite.node_tree()?)?;
     node.apt_install(&suite.predecessor())?;
+    node.apt_install("mmdebstrap")?;
     write_resolver(&node)?;
     place_ours(&node)?;
     place_trees(&node)?;

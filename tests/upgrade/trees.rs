@@ -78,7 +78,7 @@ impl Suite {
         format!("{CACHE}/cache-{}-{}.tar", self.name, self.arch)
     }
 
-    /// A bare system with apt's lists and the predecessor's packages downloaded.
+    /// A bare system with apt's lists, and the packages of the predecessor and of mmdebstrap downloaded.
     pub fn node_tree(&self) -> Result<PathBuf> {
         self.trees().map(|(node, _)| node)
     }
@@ -90,7 +90,7 @@ impl Suite {
 
     pub fn trees(&self) -> Result<(PathBuf, PathBuf)> {
         let directory = test_cache()?;
-        let node = directory.join(format!("upgrade-{}.tar", self.name));
+        let node = directory.join(format!("upgrade-{}-node.tar", self.name));
         let guest = directory.join(format!("upgrade-{}-guest.tar", self.name));
         let _lock = lock(&self.name)?;
         if !node.exists() || !guest.exists() {
@@ -159,6 +159,7 @@ impl Suite {
                 "--download-only",
                 "install",
                 &self.predecessor(),
+                "mmdebstrap",
             ])?
             .expect_success()?;
         fs::write(&resolver, "")?;
