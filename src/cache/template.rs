@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,10 @@ const MAGIC: &[u8; 16] = b"gid-template-1\n\0";
 const HEADER_BYTES: usize = 4096;
 const INDEX_BYTES_MAX: u64 = 16 << 20;
 const FILE_BYTES_MAX: u64 = 32 << 20;
+/// What an ext4 filesystem can have at most.
+const SIZE_BYTES_MAX: u64 = 1 << 60;
+/// Superblocks begin at multiples of their size.
+const SUPERBLOCK_BYTES: u64 = 1024;
 /// Direct I/O wants all runs to begin and end so.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -250,7 +254,7 @@ impl Template {
 
     /// It is damaged, or in the way.
     pub fn remove(&self) -> Result<()> {
-        std::fs::remove_file(&self.path).with_context(|| format!("removing {}", self.path.display()))
+        remove(&self.path)
     }
 }
 
@@ -270,6 +274,7 @@ impl Content {
 
     /// Its offsets lead nowhere but into a filesystem of that size.
     fn check(&self, size_bytes: u64) -> Result<()> {
+        ensure!(size_bytes <= SIZE_BYTES_MAX, "it claims a filesystem of {size_bytes} bytes");
         for runs in [&self.data, &self.zero] {
             let mut at = 0;
             for run in runs {
@@ -283,7 +288,8 @@ impl Content {
         }
         ensure!(self.data.first().is_some_and(|run| run.start == 0), "it has no beginning");
         for at in self.superblocks.iter().chain(&self.journal) {
-            ensure!(self.data.iter().any(|run| run.contains(at)), "a superblock of it is not in its data");
+            let there = at % SUPERBLOCK_BYTES == 0 && self.data.iter().any(|run| run.contains(at));
+            ensure!(there, "a superblock of it is not in its data");
         }
         Ok(())
     }
@@ -313,7 +319,7 @@ impl Store {
             Ok(_) => Ok(None),
             Err(error) => {
                 report::warning(&format!("{}; it is made anew", report::sentence(&error)));
-                std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+                remove(&path)?;
                 Ok(None)
             }
         }
@@ -384,23 +390,28 @@ impl Store {
         };
         let index = write(&file, index, filesystem, files.into_values()).context("writing a template")?;
         // What stands there was found to be no template for this.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", path.display()));
-            }
-            _ => give_name(&file, &path)?,
-        }
+        remove(&path)?;
+        give_name(&file, &path)?;
         Ok(Template { path, file, index })
     }
 
-    /// Removes all templates but the `count` that were used last.
+    /// Removes all templates but the `count` that were used last; one that cannot be removed is told of, and stays.
     pub fn keep_templates(&self, count: usize) -> Result<()> {
         for entry in self.templates()?.iter().skip(count) {
             report::detail(&format!("removing {}, which was not used for long", entry.path.display()));
-            std::fs::remove_file(&entry.path)
-                .with_context(|| format!("removing {}", entry.path.display()))?;
+            if let Err(error) = remove(&entry.path) {
+                report::warning(&report::sentence(&error));
+            }
         }
         Ok(())
+    }
+}
+
+/// Others do so too, of other trees and without our lock: who was faster is right.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("removing {}", path.display())),
     }
 }
 
@@ -566,6 +577,29 @@ mod tests {
     }
 
     #[test]
+    fn places_that_no_filesystem_has_are_refused() {
+        let content = |data: Range<u64>, superblock| Content {
+            data: vec![data],
+            zero: Vec::new(),
+            superblocks: vec![superblock],
+            journal: None,
+            uuid_stands_alone: true,
+        };
+        content(0..8192, 7168).check(8192).unwrap();
+        let most = u64::MAX / 4096 * 4096;
+        for (data, superblock, size) in [
+            (0..8192, 7169, 8192),
+            (0..8192, 8192, 8192),
+            (0..8192, 1024, 4096),
+            (0..most, 1024, most),
+            (4096..8192, 4096, 8192),
+            (0..5000, 1024, 8192),
+        ] {
+            assert!(content(data.clone(), superblock).check(size).is_err(), "{data:?} {superblock} {size}");
+        }
+    }
+
+    #[test]
     fn those_that_were_used_last_stay() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let store = Store::new(dir.path());
@@ -580,7 +614,10 @@ mod tests {
         store.keep_templates(2).unwrap();
         let left: Vec<String> = store.templates().unwrap().iter().map(TemplateEntry::name).collect();
         assert_eq!(left, [crate::cache::file_name(&path), "template-1.img".into()]);
+        let template = Template::open(&path).unwrap();
         store.keep_templates(0).unwrap();
         assert_eq!(store.templates().unwrap().len(), 0);
+        // Somebody was faster.
+        template.remove().unwrap();
     }
 }

@@ -24,10 +24,12 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
     match command {
         CacheCommand::List { json } => list(&store, &env, *json),
         CacheCommand::Build { variant, size } => {
+            // What cannot be is refused before a tree is made for it.
+            let disk = size.map(|bytes| disk_plan(&env, variant.as_deref(), bytes)).transpose()?;
             let workspace = Workspace::enter()?;
             build(&env, variant.as_deref(), &workspace, Freshness::Checked)?;
-            if let Some(size_bytes) = size {
-                build_template(&env, variant.as_deref(), *size_bytes, &workspace)?;
+            if let Some(plan) = disk {
+                build_template(&plan, &workspace)?;
             }
             Ok(Outcome::Done)
         }
@@ -46,16 +48,20 @@ fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Fre
     Ok(())
 }
 
-/// The template that an instance with paravirtual devices under KVM gets on a disk of this size.
-fn build_template(env: &Env, variant: Option<&str>, size_bytes: u64, workspace: &Workspace) -> Result<()> {
+/// What an instance with paravirtual devices under KVM gets on a disk of this size.
+fn disk_plan(env: &Env, variant: Option<&str>, size_bytes: u64) -> Result<Plan> {
     let (name, output) = ("template.example.org", Path::new("/template"));
     let wanted = image::Wanted { name, variant, size_bytes, output, params: &[] };
     let (context, instance) = image::as_noded_would(&wanted, env)?;
     let mut settings = Settings::load(&context, "cache")?;
     settings.generate_cache = true;
-    let plan = Plan::new(&context, &instance, &settings, DiskFacts::of_system(size_bytes, Medium::File))?;
+    Plan::new(&context, &instance, &settings, DiskFacts::of_system(size_bytes, Medium::File))
+}
+
+/// The template for the disk of a plan.
+fn build_template(plan: &Plan, workspace: &Workspace) -> Result<()> {
     let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
-    match template::ready(&plan, &base, workspace)? {
+    match template::wanted(plan, &base, workspace)? {
         Some(template) => report::line(&format!("{:>10}  {}", "template", template.path.display())),
         None => report::warning("such a disk gets no template: its tree is unpacked"),
     }

@@ -32,23 +32,33 @@ const ROOM_BYTES: u64 = 256 << 20;
 
 /// The template of a plan: that which is there, or a new one. None: the tar is to be unpacked.
 pub fn ready(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Option<Template>> {
-    let Some(origin) = base.origin.as_ref().filter(|_| plan.base.templates > 0) else { return Ok(None) };
-    let Some(shape) = shape_of(plan) else { return Ok(None) };
-    let made = found_or_made(&plan.base, base, origin, &shape, workspace);
-    made.or_else(|error| {
+    wanted(plan, base, workspace).or_else(|error| {
         signals::check()?;
         report::warning(&format!("no template: {}; the tree is unpacked", report::sentence(&error)));
         Ok(None)
     })
 }
 
-/// Makes templates of those shapes, where they are not there: of a tree that was made anew.
+/// The same for whoever asks for nothing else: an error says why it could not be made.
+pub fn wanted(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Option<Template>> {
+    let Some(origin) = base.origin.as_ref().filter(|_| plan.base.templates > 0) else { return Ok(None) };
+    let Some(shape) = shape_of(plan) else { return Ok(None) };
+    found_or_made(&plan.base, base, origin, &shape, workspace)
+}
+
+/// Makes templates of those shapes, the last used first, where they are not there: of a tree that was made anew, which serves
+/// without them.
 pub fn make_again(plan: &BasePlan, base: &BaseTar, shapes: &[Shape], workspace: &Workspace) -> Result<()> {
     let Some(origin) = base.origin.as_ref() else { return Ok(()) };
-    for shape in shapes.iter().take(plan.templates) {
+    // What is made last counts as used last.
+    for shape in shapes.iter().take(plan.templates).rev() {
         // By the tool that is there today.
         let shape = Shape { maker: maker_of_ext(), ..shape.clone() };
-        found_or_made(plan, base, origin, &shape, workspace)?;
+        if let Err(error) = found_or_made(plan, base, origin, &shape, workspace) {
+            signals::check()?;
+            let what = format!("{} of {}", shape.filesystem, size(shape.size_bytes));
+            report::warning(&format!("no template, {what}: {}", report::sentence(&error)));
+        }
     }
     Ok(())
 }
@@ -113,9 +123,9 @@ fn made(
     shape: &Shape,
     workspace: &Workspace,
 ) -> Result<Template> {
-    base.verify()?;
     let scratch = nameless::nameless(&store.dir)?;
     scratch.set_len(shape.size_bytes).context("making the file for a template")?;
+    base.verify()?;
     let filesystem: Filesystem = shape.filesystem.parse().ok().context("a filesystem that is known")?;
     let device = LoopDevice::attach_file(&scratch, false).context("attaching the file for a template")?;
     let reader = shape.reader.map(|(major, minor)| KernelVersion(major, minor));

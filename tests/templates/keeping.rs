@@ -207,6 +207,69 @@ fn a_list_shows_templates_and_a_refresh_makes_them_again() {
     bench.node.assert_nothing_left();
 }
 
+/// The same command on a node whose mke2fs refuses to make an ext3.
+fn without_ext3(bench: &Bench, command: &Command) -> Command {
+    let defaults = fs::read_to_string("/etc/mke2fs.conf").unwrap();
+    assert!(defaults.contains("ext3 = {"), "{defaults}");
+    let file = bench.node.path().join("mke2fs.conf");
+    fs::write(&file, defaults.replace("ext3 = {", "ext3 = {\n\t\tfeatures = nonsense")).unwrap();
+    let mut wrapped = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/mke2fs.conf && exec \"$@\"";
+    wrapped.args(["--mount", "--propagation", "slave", "sh", "-c", script]).arg(file);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    wrapped.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    wrapped
+}
+
+#[test]
+fn a_refresh_without_its_templates_is_a_refresh_and_those_used_last_stay_so() {
+    let bench = Bench::of(Node::bare());
+    fs::write(bench.node.etc().join("variants.list"), "one\ntwo\n").unwrap();
+    bench.node.config("");
+    bench.node.variant("one.toml", &tiny());
+    bench.node.variant("two.toml", &tiny());
+    for (gib, filesystem) in [(1, "ext3"), (3, "ext4"), (2, "ext4")] {
+        let shape = Shape { filesystem, ..of_gib(gib) };
+        let disk = bench.node.disk("disk", shape.bytes);
+        let mut env = bench.node.recorded("create", &disk);
+        env.insert("OSP_PARTITION_STYLE".into(), "none".into());
+        env.insert("OSP_FILESYSTEM".into(), filesystem.into());
+        env.insert("OS_VARIANT".into(), "one".into());
+        env.insert("DEBUG_LEVEL".into(), "1".into());
+        assert!(bench.run(bench.node.verb("create", &env), &disk, shape).is_copy());
+    }
+    let output = without_ext3(&bench, &bench.node.command(&["cache", "refresh"])).output().unwrap();
+    let log = log_of(&output);
+    assert!(output.status.success(), "{log}");
+    assert!(log.contains("warning: no template, ext3 of 1 GiB: formatting "), "{log}");
+    // Both variants are of one tree.
+    assert_eq!(log.matches(" s  publishing it in the cache").count(), 1, "{log}");
+    let list = text(&bench.node.command(&["cache", "list"]).output().unwrap().stdout);
+    let at = |what: &str| list.find(what).unwrap_or_else(|| panic!("{what}: {list}"));
+    assert!(at("-ext4-2048M-") < at("-ext4-3072M-") && !list.contains("ext3"), "{list}");
+    bench.node.assert_nothing_left();
+}
+
+#[test]
+fn a_template_that_was_asked_for_and_cannot_be_is_an_error() {
+    let bench = Bench::of(Node::bare());
+    bench.node.config("");
+    bench.node.variant("one.toml", &format!("{}filesystem = \"ext3\"\n", tiny()));
+    let build = |size: &str| bench.node.command(&["cache", "build", "one", "--size", size]);
+    let output = build("100M").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", log_of(&output));
+    // It is known before anything is made.
+    assert_eq!(fs::read_dir(bench.node.cache()).map_or(0, Iterator::count), 0, "{}", log_of(&output));
+    let output = without_ext3(&bench, &build("2G")).output().unwrap();
+    let log = log_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("error: ") && !log.contains("unpacked"), "{log}");
+    assert!(bench.templates().is_empty(), "{log}");
+    let output = build("2G").output().unwrap();
+    assert!(output.status.success() && bench.templates().len() == 1, "{}", log_of(&output));
+    bench.node.assert_nothing_left();
+}
+
 /// All that identifies a disk and what is on it.
 fn identifiers(bench: &Bench, guest: &Guest) -> BTreeSet<String> {
     let superblock = bench.superblock(guest);
