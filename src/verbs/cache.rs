@@ -126,22 +126,29 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     .hint("what an earlier refresh made still serves; the causes stand above")
 }
 
-/// The longest clean_cache of all variants: what any of them still uses has not expired.
-fn clean_days(env: &Env) -> Result<Option<u32>> {
+/// What is kept, by the most generous of all variants: what any of them still uses stays.
+struct Keeping {
+    /// None: for ever.
+    days: Option<u32>,
+    templates: usize,
+}
+
+fn keeping(env: &Env) -> Result<Keeping> {
     let plain = Settings::load(&node_context(env, None)?, "cache")?;
     let mut names = published(&Places::from_env(env));
     names.extend(with_files(Path::new(plain.text("variants_dir"))));
-    let mut days = plain.clean_cache_days;
+    let mut keeping = Keeping { days: plain.clean_cache_days, templates: plain.templates };
     for name in names {
         let settings = Settings::load(&node_context(env, Some(&name))?, "cache")
             .with_context(|| format!("reading the settings of the variant {name}"))?;
-        days = days.zip(settings.clean_cache_days).map(|(a, b)| a.max(b));
+        keeping.days = keeping.days.zip(settings.clean_cache_days).map(|(a, b)| a.max(b));
+        keeping.templates = keeping.templates.max(settings.templates);
     }
-    Ok(days)
+    Ok(keeping)
 }
 
 fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
-    let days = clean_days(env).unwrap_or_else(|error| {
+    let days = keeping(env).map(|keeping| keeping.days).unwrap_or_else(|error| {
         report::warning(&format!("{}: what has expired cannot be told", report::sentence(&error)));
         None
     });
@@ -257,7 +264,8 @@ fn template_object(entry: &TemplateEntry) -> serde_json::Value {
 }
 
 fn prune(store: &Store, env: &Env) -> Result<Outcome> {
-    let days = clean_days(env).hint("`config check` shows all that is wrong; nothing was removed")?;
+    let Keeping { days, templates } =
+        keeping(env).hint("`config check` shows all that is wrong; nothing was removed")?;
     if !store.dir.is_dir() {
         report::line(&format!("{} is not there: nothing to remove", store.dir.display()));
         return Ok(Outcome::Done);
@@ -289,9 +297,9 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
     for template in store.stale_templates()? {
         remove(&template)?;
     }
-    for template in store.templates()? {
+    for (before, template) in store.templates()?.iter().enumerate() {
         let unused = template.used.elapsed().unwrap_or_default().as_secs() / (24 * 3600);
-        if days.is_some_and(|days| unused > u64::from(days)) {
+        if before >= templates || days.is_some_and(|days| unused > u64::from(days)) {
             remove(&template.path)?;
         }
     }

@@ -89,6 +89,15 @@ fn as_many_are_kept_as_are_wanted_and_those_that_were_used_last() {
         create(gib, "");
     }
     assert_eq!(bench.templates().len(), 4, "{:?}", bench.templates());
+    // Fewer are wanted by now: a prune heeds whoever wants most.
+    fs::write(bench.node.etc().join("variants.list"), "default\nfrugal\n").unwrap();
+    bench.node.variant("frugal.toml", "templates = 0\n");
+    for (left, templates) in [(2, two), (0, "templates = 0\n")] {
+        bench.node.config(templates);
+        bench.cache(&["prune"]);
+        assert_eq!(bench.templates().len(), left, "{:?}", bench.templates());
+        assert!(left == 0 || (name(6).is_some() && name(7).is_some()), "{:?}", bench.templates());
+    }
     bench.node.assert_nothing_left();
 }
 
