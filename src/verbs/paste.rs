@@ -23,7 +23,7 @@ const FIRST_BYTES: usize = 4096;
 const THREADS: usize = 4;
 
 /// Copies a template's filesystem to byte `start` of a disk, with a UUID of its own where that stands in superblocks alone.
-/// Returns the files that the template has beside it. None: it was damaged, and is gone; nothing that counts is on the disk.
+/// Returns the files that the template has beside it. None: it was damaged, and is removed; nothing that counts is on the disk.
 pub fn paste(
     template: &Template,
     disk: &Disk,
@@ -42,7 +42,7 @@ pub fn paste(
             signals::check()?;
             let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
             let damage = report::sentence(&damage.0);
-            report::warning(&format!("{damage}; it is removed, and the tree unpacked"));
+            report::warning(&format!("{damage}; it is done without, and the tree unpacked"));
             if let Err(error) = template.remove() {
                 report::warning(&report::sentence(&error));
             }

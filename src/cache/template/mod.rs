@@ -1,14 +1,11 @@
-//! Templates: filesystems that hold a base tar's tree, made once and copied to disk after disk. They are derived from the tar and can
-//! be made again, so nothing waits for them to be flushed; what a power cut tore is found by its sums.
-//!
-//! A file `template-SUITE-ARCH-FILESYSTEM-SIZE-KEY.img`, dense, so that whoever backs up the cache reads what is there:
-//! a header of 4096 bytes, the data in use (run after run, no matter where each belongs), files of the tree that are wanted
-//! before it is mounted, and an index in JSON. The header
-//! holds the magic, then as little-endian numbers where the index begins (64 bits), its length (64), and its CRC-32.
+//! Templates: filesystems that hold a base tar's tree, made once and copied to disk after disk. They are derived from the tar and
+//! can be made again, so nothing waits for them to be flushed; what a power cut tore is found by its sums.
+
+mod file;
+mod shelf;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,23 +14,16 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::Store;
-use super::base_tar::Origin;
-use crate::bootstrap::Recipe;
-use crate::nameless::{give_name, nameless};
-use crate::report;
+use super::Origin;
 use crate::signals;
+use file::{HEADER_BYTES, Index};
+
+pub use shelf::TemplateEntry;
 
 /// The unit of the sums, and of what is read at once: a few of them stay in the processor's cache from the read to the write.
 pub const PIECE_BYTES: usize = 256 << 10;
 
-/// The version stands in it: another format has another magic.
-const MAGIC: &[u8; 16] = b"gid-template-1\n\0";
-const HEADER_BYTES: usize = 4096;
-const INDEX_BYTES_MAX: u64 = 16 << 20;
-const FILE_BYTES_MAX: u64 = 32 << 20;
 /// What an ext4 filesystem can have at most.
 const SIZE_BYTES_MAX: u64 = 1 << 60;
 /// Superblocks begin at multiples of their size.
@@ -69,27 +59,6 @@ pub struct Content {
     pub uuid_stands_alone: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Index {
-    origin: Origin,
-    shape: Shape,
-    content: Content,
-    /// CRC-32 of each piece of the data.
-    sums: Vec<u32>,
-    /// Files of its tree that are wanted besides, and stand behind the data in this order.
-    files: Vec<KeptFile>,
-    /// RFC 3339.
-    made: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct KeptFile {
-    path: String,
-    length: u64,
-    /// CRC-32.
-    sum: u32,
-}
-
 /// A template that is open; it stays readable whatever a prune does meanwhile.
 #[derive(Debug)]
 pub struct Template {
@@ -110,22 +79,6 @@ pub struct Part {
     pub in_filesystem: u64,
 }
 
-/// A template's file, as a list shows it.
-#[derive(Debug)]
-pub struct TemplateEntry {
-    pub path: PathBuf,
-    pub size_bytes: u64,
-    pub used: SystemTime,
-    /// An error where it is none, or damaged.
-    pub template: Result<Template>,
-}
-
-impl TemplateEntry {
-    pub fn name(&self) -> String {
-        super::file_name(&self.path)
-    }
-}
-
 impl Template {
     /// Opens one, whatever it was made for; an error where it is none, or damaged.
     pub fn open(path: &Path) -> Result<Template> {
@@ -133,7 +86,8 @@ impl Template {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = File::options().read(true).custom_flags(flags).open(path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
-        let index = read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
+        let index =
+            file::read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
         Ok(Template { path: path.to_owned(), file, index })
     }
 
@@ -254,16 +208,7 @@ impl Template {
 
     /// It is damaged, or in the way.
     pub fn remove(&self) -> Result<()> {
-        remove(&self.path)
-    }
-}
-
-impl Index {
-    /// Where it stands in the file: behind all that it speaks of.
-    fn begins_at(&self) -> Result<u64> {
-        ensure!(self.files.iter().all(|file| file.length <= FILE_BYTES_MAX), "a file in it is too large");
-        let files: u64 = self.files.iter().map(|file| file.length).sum();
-        Ok(HEADER_BYTES as u64 + self.content.data_bytes() + files)
+        shelf::remove(&self.path)
     }
 }
 
@@ -295,192 +240,10 @@ impl Content {
     }
 }
 
-impl Store {
-    /// Where the template of a tree and a shape lies, if it is there.
-    pub fn template_path(&self, origin: &Origin, shape: &Shape) -> Result<PathBuf> {
-        let key = serde_json::to_vec(&(origin, shape)).context("naming a template")?;
-        let key = &format!("{:x}", Sha256::digest(key))[..16];
-        let (suite, arch) = (origin.suite.replace('/', "_"), &origin.arch);
-        let mib = shape.size_bytes >> 20;
-        Ok(self.dir.join(format!("template-{suite}-{arch}-{}-{mib}M-{key}.img", shape.filesystem)))
-    }
-
-    /// The template of a tree and a shape; None where there is none. One that is damaged is removed, with a word.
-    pub fn template(&self, origin: &Origin, shape: &Shape) -> Result<Option<Template>> {
-        let path = self.template_path(origin, shape)?;
-        if !path.exists() {
-            return Ok(None);
-        }
-        match Template::open(&path) {
-            Ok(template) if template.origin() == origin && template.shape() == shape => {
-                template.touch();
-                Ok(Some(template))
-            }
-            Ok(_) => Ok(None),
-            Err(error) => {
-                report::warning(&format!("{}; it is made anew", report::sentence(&error)));
-                remove(&path)?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Every template, those that were used last first.
-    pub fn templates(&self) -> Result<Vec<TemplateEntry>> {
-        let names = self.names()?.into_iter();
-        let mut entries: Vec<TemplateEntry> = names
-            .filter(|name| name.starts_with("template-") && name.ends_with(".img"))
-            .filter_map(|name| {
-                let path = self.dir.join(name);
-                let meta = std::fs::symlink_metadata(&path).ok().filter(|meta| !meta.is_dir())?;
-                let (size_bytes, used) = (meta.len(), meta.modified().ok()?);
-                Some(TemplateEntry { size_bytes, used, template: Template::open(&path), path })
-            })
-            .collect();
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
-        Ok(entries)
-    }
-
-    /// Those that nothing will be copied from any more: what they were made from is gone or another one, or they are damaged.
-    pub fn stale_templates(&self) -> Result<Vec<PathBuf>> {
-        let entries = self.entries()?;
-        let origins: Vec<Origin> = entries
-            .iter()
-            .filter_map(|entry| Some(entry.origin(&std::fs::metadata(&entry.path).ok()?)))
-            .collect();
-        let serves = |entry: &TemplateEntry| {
-            entry.template.as_ref().is_ok_and(|template| origins.contains(template.origin()))
-        };
-        Ok(self.templates()?.into_iter().filter(|entry| !serves(entry)).map(|entry| entry.path).collect())
-    }
-
-    /// What templates there are of any tree that was made by a recipe, those that were used last first.
-    pub fn shapes(&self, recipe: &Recipe) -> Result<Vec<Shape>> {
-        let of_recipe = format!("{}.", super::stem(recipe));
-        let templates = self.templates()?.into_iter().filter_map(|entry| entry.template.ok());
-        let ours = templates.filter(|template| template.origin().file.starts_with(&of_recipe));
-        Ok(ours.map(|template| template.shape().clone()).collect())
-    }
-
-    /// Copies the data of a filesystem out of the sparse file that it was made in, and publishes that as a template, with
-    /// `files` of its tree besides.
-    pub fn publish_template(
-        &self,
-        origin: &Origin,
-        shape: &Shape,
-        content: Content,
-        filesystem: &File,
-        files: BTreeMap<String, Vec<u8>>,
-    ) -> Result<Template> {
-        let path = self.template_path(origin, shape)?;
-        content.check(shape.size_bytes).context("writing a template")?;
-        let file = nameless(&self.dir)?;
-        let kept = |(path, bytes): (&String, &Vec<u8>)| KeptFile {
-            path: path.clone(),
-            length: bytes.len() as u64,
-            sum: crc32fast::hash(bytes),
-        };
-        let index = Index {
-            origin: origin.clone(),
-            shape: shape.clone(),
-            content,
-            sums: Vec::new(),
-            files: files.iter().map(kept).collect(),
-            made: super::manifest::now(),
-        };
-        let index = write(&file, index, filesystem, files.into_values()).context("writing a template")?;
-        // What stands there was found to be no template for this.
-        remove(&path)?;
-        give_name(&file, &path)?;
-        Ok(Template { path, file, index })
-    }
-
-    /// Removes all templates but the `count` that were used last; one that cannot be removed is told of, and stays.
-    pub fn keep_templates(&self, count: usize) -> Result<()> {
-        for entry in self.templates()?.iter().skip(count) {
-            report::detail(&format!("removing {}, which was not used for long", entry.path.display()));
-            if let Err(error) = remove(&entry.path) {
-                report::warning(&report::sentence(&error));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Others do so too, of other trees and without our lock: who was faster is right.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.with_context(|| format!("removing {}", path.display())),
-    }
-}
-
-fn write(
-    file: &File,
-    mut index: Index,
-    filesystem: &File,
-    files: impl Iterator<Item = Vec<u8>>,
-) -> Result<Index> {
-    let mut sink = BufWriter::with_capacity(PIECE_BYTES, file);
-    sink.write_all(&[0; HEADER_BYTES])?;
-    let mut piece = Vec::with_capacity(PIECE_BYTES);
-    for run in &index.content.data {
-        let mut at = run.start;
-        while at < run.end {
-            signals::check()?;
-            let filled = piece.len();
-            let count = (run.end - at).min((PIECE_BYTES - filled) as u64);
-            piece.resize(filled + count as usize, 0);
-            filesystem.read_exact_at(&mut piece[filled..], at)?;
-            at += count;
-            if piece.len() == PIECE_BYTES {
-                index.sums.push(crc32fast::hash(&piece));
-                sink.write_all(&piece)?;
-                piece.clear();
-            }
-        }
-    }
-    if !piece.is_empty() {
-        index.sums.push(crc32fast::hash(&piece));
-        sink.write_all(&piece)?;
-    }
-    for bytes in files {
-        sink.write_all(&bytes)?;
-    }
-    let text = serde_json::to_vec(&index)?;
-    ensure!(text.len() as u64 <= INDEX_BYTES_MAX, "its index would have {} bytes", text.len());
-    sink.write_all(&text)?;
-    sink.flush()?;
-    let mut header = MAGIC.to_vec();
-    header.extend(index.begins_at()?.to_le_bytes());
-    header.extend((text.len() as u64).to_le_bytes());
-    header.extend(crc32fast::hash(&text).to_le_bytes());
-    file.write_all_at(&header, 0)?;
-    Ok(index)
-}
-
-fn read_index(file: &File) -> Result<Index> {
-    let mut header = [0; 36];
-    file.read_exact_at(&mut header, 0).context("it is too short")?;
-    ensure!(header.starts_with(MAGIC), "it does not begin as one");
-    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[at + byte]));
-    let (at, length) = (number(16), number(24));
-    let sum = u32::from_le_bytes(std::array::from_fn(|byte| header[32 + byte]));
-    ensure!(length <= INDEX_BYTES_MAX, "its index claims {length} bytes");
-    let mut text = vec![0; length as usize];
-    file.read_exact_at(&mut text, at).context("its index is not there")?;
-    ensure!(crc32fast::hash(&text) == sum, "its index is damaged");
-    let index: Index = serde_json::from_slice(&text).context("its index says nothing that is known")?;
-    index.content.check(index.shape.size_bytes)?;
-    let data_bytes = index.content.data_bytes();
-    ensure!(at == index.begins_at()?, "its data is not of the length that its index says");
-    ensure!(index.sums.len() as u64 == data_bytes.div_ceil(PIECE_BYTES as u64), "its sums are not all there");
-    Ok(index)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Store;
 
     fn origin() -> Origin {
         Origin {
