@@ -354,12 +354,14 @@ fn a_publication_cut_short_is_whole_or_nothing_and_prune_removes_it() {
                 empty(&node);
             }
             let before = node.cache_files();
+            let tars =
+                || node.cache_files().into_iter().filter(|file| file.0.ends_with(".tar")).collect::<Vec<_>>();
+            // On a busy machine it may be there before its line is read.
+            let known = tars();
             let mut run = Running::start(node.command(&["cache", if refresh { "refresh" } else { "build" }]));
             run.wait_for(" s  packing the tree");
             // The moment when the tar gets its name.
-            let tars =
-                || node.cache_files().into_iter().filter(|file| file.0.ends_with(".tar")).collect::<Vec<_>>();
-            let (known, start) = (tars(), Instant::now());
+            let start = Instant::now();
             while tars() == known {
                 assert!(start.elapsed() < Duration::from_secs(60), "no tar appears");
             }
