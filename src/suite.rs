@@ -3,7 +3,7 @@
 use crate::disk::KernelVersion;
 
 /// Kernels of releases that are older than a node may be. The tools and loaders of a release are of its kernel's age.
-const KERNELS: [(&str, KernelVersion); 13] = [
+const KERNELS: [(&str, KernelVersion); 15] = [
     ("wheezy", KernelVersion(3, 2)),
     ("jessie", KernelVersion(3, 16)),
     ("stretch", KernelVersion(4, 9)),
@@ -11,6 +11,9 @@ const KERNELS: [(&str, KernelVersion); 13] = [
     ("bullseye", KernelVersion(5, 10)),
     ("bookworm", KernelVersion(6, 1)),
     ("trixie", KernelVersion(6, 12)),
+    // What they name gets newer, and what is here stays readable by it.
+    ("oldoldstable", KernelVersion(5, 10)),
+    ("oldstable", KernelVersion(6, 1)),
     ("trusty", KernelVersion(3, 13)),
     ("xenial", KernelVersion(4, 4)),
     ("bionic", KernelVersion(4, 15)),
@@ -34,6 +37,7 @@ mod tests {
     fn a_suite_is_of_its_releases_age() {
         assert_eq!(kernel("bullseye"), Some(KernelVersion(5, 10)));
         assert_eq!(kernel("bookworm-backports"), kernel("bookworm"));
+        assert_eq!(kernel("oldoldstable"), kernel("bullseye"));
         assert_eq!(kernel("sid"), None);
     }
 }

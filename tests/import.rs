@@ -15,7 +15,10 @@ use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 use common::running::{Family, Running};
-use common::{BlockDevice, GIB, Mounted, Node, digest, fsck, log_of, root_offset, text, tool};
+use common::{
+    BlockDevice, GIB, Mounted, Node, assert_every_release_reads, digest, fsck, log_of, root_offset, text,
+    tool,
+};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal::{self, SIGKILL, SIGTERM};
 
@@ -161,6 +164,9 @@ fn a_backup_comes_back_on_every_layout_and_filesystem() {
             assert!(log.ends_with(&format!("  disk 0 of {NEW} is imported\n")), "{log}");
             let offset = root_of(&disk, style);
             fsck(&disk, offset, filesystem);
+            if filesystem == "ext4" {
+                assert_every_release_reads(&disk, offset);
+            }
             let root = Mounted::at(&disk, offset);
             let different = differences(&node.path().join("system"), &root);
             assert_eq!(different, REPAIRED, "{what}");

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use common::backup::{self, dirty};
 use common::guest::{Firmware, Guest};
-use common::{GIB, Mounted, Node, fsck, log_of, partition_offset, root_offset, tool};
+use common::{
+    GIB, Mounted, Node, assert_every_release_reads, fsck, log_of, partition_offset, root_offset, tool,
+};
 use ganeti_instance_debootstrap::disk::foreign::ReadAt;
 use ganeti_instance_debootstrap::stream::qcow2::{Piece, Qcow2};
 
@@ -570,6 +572,7 @@ fn disk_of_a_tar(node: &Node) -> (PathBuf, BTreeMap<String, String>) {
     let mut env = node.kvm(&disk, &[("suite", "trixie"), ("swap", "64M")]);
     env.insert("OS_VARIANT".into(), "golden".into());
     let log = node.create(&env);
+    assert_every_release_reads(&disk, root_offset(&disk));
     let root = Mounted::at(&disk, root_offset(&disk));
     let (grub, fstab) = (root.read("boot/grub/grub.cfg"), root.read("etc/fstab"));
     let uuid = tag(&disk, root_offset(&disk), "UUID");

@@ -16,7 +16,7 @@ use crate::guest::{Access, Console, Personality, Resolver, network};
 use crate::report::WithHint;
 use crate::request::{Context, DiskAddress, Instance};
 use crate::settings::together::{self, Conflict};
-use crate::settings::{BootWish, Compression, Problems, Settings, SwapWish};
+use crate::settings::{BootWish, Compression, Problems, Settings, Source, SwapWish};
 use crate::suite;
 pub use image::ImagePlan;
 
@@ -271,7 +271,7 @@ impl Plan {
             disk,
             layout,
             filesystem: settings.filesystem,
-            reader: suite::kernel(&settings.suite),
+            reader: reader(settings, disk.purpose),
             boot,
             source: None,
             base: base_plan(context, settings, boot.map(|boot| boot.kernel)),
@@ -281,5 +281,18 @@ impl Plan {
             keep_failed: settings.keep_failed,
             reinstall: instance.reinstall,
         })
+    }
+}
+
+/// The oldest kernel that reads ext4 with checksums.
+const OLDEST_READER: KernelVersion = KernelVersion(4, 9);
+
+/// Who must read the root. A tree that somebody brings may be of any release: its ext4 has nothing new, and loses nothing.
+fn reader(settings: &Settings, purpose: Purpose) -> Option<KernelVersion> {
+    let named = suite::kernel(&settings.suite);
+    let brought = purpose != Purpose::System || matches!(settings.source, Source::File(_));
+    match settings.filesystem {
+        Filesystem::Ext4 if brought => Some(named.map_or(OLDEST_READER, |kernel| kernel.min(OLDEST_READER))),
+        _ => named,
     }
 }

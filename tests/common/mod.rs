@@ -361,6 +361,14 @@ pub fn partition_offset(disk: &Path, number: u32) -> u64 {
     first["start"].as_u64().unwrap() * 512
 }
 
+/// Wants an ext4 to have nothing that came after e2fsprogs 1.43.
+pub fn assert_every_release_reads(disk: &Path, offset: u64) {
+    let shown = tool("dumpe2fs", &["-h", &format!("{}?offset={offset}", disk.display())]);
+    let features = shown.lines().find(|line| line.starts_with("Filesystem features:")).unwrap();
+    assert!(features.contains(" metadata_csum"), "{features}");
+    assert!(!features.contains("metadata_csum_seed") && !features.contains("orphan_file"), "{features}");
+}
+
 /// Checks a filesystem with its own tool; wants it clean.
 pub fn fsck(disk: &Path, offset: u64, filesystem: &str) {
     let device = BlockDevice::over(disk, &["-r", "-o", &offset.to_string()]);
