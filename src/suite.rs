@@ -3,7 +3,7 @@
 use crate::disk::KernelVersion;
 
 /// Kernels of releases that are older than a node may be. The tools and loaders of a release are of its kernel's age.
-const KERNELS: [(&str, KernelVersion); 15] = [
+const KERNELS: [(&str, KernelVersion); 20] = [
     ("wheezy", KernelVersion(3, 2)),
     ("jessie", KernelVersion(3, 16)),
     ("stretch", KernelVersion(4, 9)),
@@ -11,9 +11,14 @@ const KERNELS: [(&str, KernelVersion); 15] = [
     ("bullseye", KernelVersion(5, 10)),
     ("bookworm", KernelVersion(6, 1)),
     ("trixie", KernelVersion(6, 12)),
+    ("forky", KernelVersion(6, 12)),
     // What they name gets newer, and what is here stays readable by it.
     ("oldoldstable", KernelVersion(5, 10)),
     ("oldstable", KernelVersion(6, 1)),
+    ("stable", KernelVersion(6, 12)),
+    ("testing", KernelVersion(6, 12)),
+    ("unstable", KernelVersion(6, 12)),
+    ("sid", KernelVersion(6, 12)),
     ("trusty", KernelVersion(3, 13)),
     ("xenial", KernelVersion(4, 4)),
     ("bionic", KernelVersion(4, 15)),
@@ -22,7 +27,7 @@ const KERNELS: [(&str, KernelVersion); 15] = [
     ("noble", KernelVersion(6, 8)),
 ];
 
-/// The kernel of a release; None for one that is not known, which is newer than this program.
+/// The kernel of a release, or an older one; None for a release that is not known: newer than this program, or a derivative.
 pub fn kernel(suite: &str) -> Option<KernelVersion> {
     // bookworm-backports and the like are of their release's age.
     let release = suite.split(['-', '/']).next().unwrap_or(suite);
@@ -38,6 +43,7 @@ mod tests {
         assert_eq!(kernel("bullseye"), Some(KernelVersion(5, 10)));
         assert_eq!(kernel("bookworm-backports"), kernel("bookworm"));
         assert_eq!(kernel("oldoldstable"), kernel("bullseye"));
-        assert_eq!(kernel("sid"), None);
+        assert_eq!(kernel("sid"), kernel("trixie"));
+        assert_eq!(kernel("a-derivative"), None);
     }
 }
