@@ -160,7 +160,7 @@ impl Guest {
     /// Whether it was copied, and not unpacked.
     pub fn is_copy(&self) -> bool {
         let (copied, unpacked) = (self.log.contains(" s  copying "), self.log.contains(" s  formatting "));
-        assert_ne!(copied && !self.log.contains("; it is removed"), unpacked, "{}", self.log);
+        assert_ne!(copied && !self.log.contains("; it is done without"), unpacked, "{}", self.log);
         !unpacked
     }
 
