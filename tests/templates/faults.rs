@@ -239,6 +239,33 @@ fn a_cache_disk_that_is_full_costs_the_template_alone() {
     bench.node.assert_nothing_left();
 }
 
+/// With the disk beside the cache, on a filesystem whose files can have blocks in common.
+#[test]
+fn a_disk_beside_the_cache_shares_its_blocks_and_is_the_same() {
+    let bench = Bench::new();
+    let unpacked = bench.guest("unpacked", Shape::SMALL, By::Tar);
+    let tar = bench.node.path().join("kept.tar");
+    fs::hard_link(bench.tar(), &tar).unwrap();
+    for mkfs in ["mkfs.xfs", "mkfs.btrfs"] {
+        let volume = bench.node.disk("volume", 4 << 30);
+        tool(mkfs, &["-q", volume.to_str().unwrap()]);
+        let mounted = CacheDisk::mount(&bench.node, &["-o", "loop", volume.to_str().unwrap()]);
+        fs::copy(&tar, bench.tar()).unwrap();
+        let disk = bench.node.cache().join("disk");
+        fs::File::create(&disk).unwrap().set_len(Shape::SMALL.bytes).unwrap();
+        let guest = bench.install(&disk, Shape::SMALL, By::Template);
+        assert!(guest.is_copy(), "{}", guest.log);
+        tool("sync", &["-f", disk.to_str().unwrap()]);
+        let extents = tool("filefrag", &["-v", disk.to_str().unwrap()]);
+        assert!(extents.lines().filter(|line| line.contains("shared")).count() > 3, "{mkfs}: {extents}");
+        guest.check();
+        bench.assert_equal(&unpacked, &guest, mkfs);
+        drop(mounted);
+        bench.node.wait_until_detached();
+    }
+    bench.node.assert_nothing_left();
+}
+
 /// It becomes full while a template is being made, whatever was said to be free.
 #[test]
 fn a_cache_disk_that_fills_while_a_template_is_made_costs_the_template_alone() {
