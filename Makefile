@@ -10,11 +10,14 @@ CONF_DIR = $(sysconfdir)/ganeti/instance-debootstrap
 # All of hooks/ that can be switched on.
 HOOKS = $(filter-out hooks/README,$(wildcard hooks/*))
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+# What is shipped is what is tested.
+RUN_TESTS = $(CARGO) test --release --locked --test runner --
 
 all: build
 
+# BUILT says that the program is there: `make deb` packages what was built outside of its copy.
 build:
-	$(CARGO) build --release --locked
+	$(if $(BUILT),,$(CARGO) build --release --locked)
 
 # Paths inside DESTDIR; the links are relative, so that the tree can lie anywhere.
 install: build
@@ -42,49 +45,59 @@ demo:
 	$(CARGO) build --release --locked
 	tests/demo $(TARGET_DIR)/release/$(PROGRAM)
 
-# Everything that runs in minutes. One test at a time: each looks at what it left behind on this machine.
+# A change's answer in a minute, without root: format, lints, scripts, unit tests, settings, documents, verify, and which
+# rooms import which. As root also one disk there and back.
+check:
+	tests/install-tools check
+	$(MAKE) --no-print-directory scripts
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --lib --bins -- --deny warnings
+	$(CARGO) test --quiet --locked --lib --bins --test checks -- --skip as_root
+	@if [ "$$(id -u)" = 0 ]; then set -x; \
+	  $(CARGO) test --quiet --locked --lib --test checks as_root -- --test-threads=1; \
+	  else echo "NOT RUN without root: the tests in modules called as_root"; fi
+
+# Everything, one diagonal of what is long; 12 minutes on two cores. One test: `make test TESTS=part_of_its_name`.
 test:
 	tests/install-tools test
+	$(RUN_TESTS) $(or $(TESTS),test)
+
+# All that is long, on top of `make test`. Some of it: `make test-full PARTS="boots xen"`.
+test-full:
+	tests/install-tools test
+	$(RUN_TESTS) full $(PARTS)
+
+# As much of it as ends within the hour that began at TESTS_BEGAN (seconds since 1970), in an order that changes from run to
+# run; says what was not run.
+test-parts:
+	tests/install-tools test
+	$(RUN_TESTS) parts
+
+# What `make test` checks of all sources.
+lint: scripts
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
-	$(CARGO) clippy --locked --all-targets -- --deny warnings
-	shellcheck benches/speed/by-hand tests/install-tools tests/demo tests/fuzz tests/ganeti/cluster tests/upgrade/enter.sh \
-	  tests/xen/init tests/xen/make-dom0 tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second \
+	$(CARGO) clippy --release --locked --all-targets -- --deny warnings
+
+scripts:
+	shellcheck .ci/run benches/speed/by-hand tests/install-tools tests/demo tests/fuzz tests/machines/ganeti/cluster \
+	  tests/upgrade/enter.sh tests/machines/xen/init tests/machines/xen/make-dom0 \
+	  tests/upgrade/hooks/10-record tests/upgrade/hooks/20_second \
 	  $(addprefix tests/upgrade/field/,beside kpartx read hooks/[0-9]* failing/*) debian/postinst debian/prerm debian/postrm $(HOOKS)
-	$(MAKE) deb
-	$(CARGO) test --locked --no-fail-fast -- --test-threads=1
-
-# A real one-node Ganeti cluster in namespaces of its own.
-test-ganeti: build
-	tests/install-tools test
-	$(CARGO) test --locked --test ganeti -- --ignored --test-threads=1
-
-# Every way in which a node breaks, one after the other, runs that are killed, damaged disks and streams, then arbitrary
-# input for 20 s a target: about fifteen minutes.
-test-faults: build
-	tests/install-tools test
-	$(CARGO) test --locked --no-fail-fast --test faults --test kill --test evil_disks --test stream_faults \
-	  --test rounds --test stopped_dead --test templates -- --ignored --test-threads=1
-	tests/fuzz 20
-
-# Every kind of disk booted in QEMU, and below a real Xen there; without KVM about a minute each.
-test-boot: build
-	tests/install-tools test
-	$(CARGO) test --locked --no-fail-fast --test boot --test source --test examples --test upgrade --test xen -- --ignored --test-threads=1
 
 # Side by side with the predecessor of Debian's archive: `make bench CASES="export import" ROUNDS=3`.
 bench:
 	tests/install-tools bench
 	$(CARGO) bench --locked --bench speed -- $(if $(ROUNDS),--rounds $(ROUNDS)) $(CASES)
 
-# The Debian package, in target/deb; built from a copy, so that the checkout stays as it is.
-deb:
+# The Debian package, in target/deb, of the program that is built here; made in a copy, so that the checkout stays as it is.
+deb: build
 	tests/install-tools test
 	rm -rf $(TARGET_DIR)/deb
 	mkdir -p $(TARGET_DIR)/deb/source
 	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -C $(TARGET_DIR)/deb/source -xf -
-	cd $(TARGET_DIR)/deb/source && CARGO_TARGET_DIR=$(abspath $(TARGET_DIR)) dpkg-buildpackage -us -uc -b -d
+	cd $(TARGET_DIR)/deb/source && BUILT=1 CARGO_TARGET_DIR=$(abspath $(TARGET_DIR)) dpkg-buildpackage -us -uc -b -d
 	rm -rf $(TARGET_DIR)/deb/source
 	ls $(TARGET_DIR)/deb/*.deb
 
-.PHONY: all build install demo test test-ganeti test-faults test-boot bench deb
+.PHONY: all build install demo check test test-full test-parts lint scripts bench deb

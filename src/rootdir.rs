@@ -13,7 +13,7 @@ mod clear;
 mod temp;
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests make their trees with real tools")]
-mod tests;
+mod tests_as_root;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -21,7 +21,7 @@ pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {
     let suite = Suite::of_this_machine();
     eprintln!("== A machine with version {} and with this one", suite.version);
     let before = Held::now()?;
-    let node = Node::unpack(&suite.node_tree()?)?;
+    let node = Node::unpack(&suite.node_tree())?;
     node.apt_install(&suite.predecessor())?;
     node.apt_install("mmdebstrap")?;
     write_resolver(&node)?;
@@ -77,7 +77,7 @@ fn place_ours(node: &Node) -> Result<()> {
 
 /// One tree is in both caches, as one file: neither has it in the page cache alone.
 fn place_trees(node: &Node) -> Result<()> {
-    link_all(common::shared_cache(), &node.path(TREES))?;
+    link_all(&common::shared_cache(), &node.path(TREES))?;
     link_all(&common::bootable_cache(SUITE), &node.path(BOOTABLE_TREES))?;
     let theirs = node.path(&predecessors_tree());
     fs::create_dir_all(theirs.parent().context("a directory")?)?;
@@ -98,7 +98,12 @@ fn link_all(from: &Path, to: &Path) -> Result<()> {
         if !entry.file_type()?.is_file() {
             continue;
         }
-        fs::hard_link(entry.path(), to.join(entry.file_name()))?;
+        // A create touches the template that it uses, and what is shared stays as it is.
+        let place = to.join(entry.file_name());
+        match entry.path().extension().is_some_and(|extension| extension == "tar") {
+            true => fs::hard_link(entry.path(), place)?,
+            false => fs::copy(entry.path(), place).map(drop)?,
+        }
     }
     Ok(())
 }

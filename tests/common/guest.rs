@@ -72,7 +72,7 @@ impl Guest {
         let mut command = Command::new("qemu-system-x86_64");
         // graphics=off: the BIOS writes to the serial line.
         let smm = if firmware == Firmware::SecureBoot { ",smm=on" } else { "" };
-        command.args(["-machine", &format!("q35,graphics=off{smm}"), "-m", "1024", "-smp", "2"]);
+        command.args(["-machine", &format!("q35,graphics=off{smm}"), "-m", "1024", "-smp", "1"]);
         command.args(["-display", "none", "-nodefaults", "-serial", "stdio", "-no-reboot"]);
         command.args([
             "-object",

@@ -3,25 +3,33 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod backup;
+pub mod bytes;
 pub mod guest;
 pub mod live;
 pub mod running;
 pub mod small_guest;
 pub mod stepping;
 pub mod tiny_mirror;
+pub mod trees;
 pub mod unharmed;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_ganeti-instance-debootstrap");
 pub const SUITE: &str = "trixie";
 pub const GIB: u64 = 1 << 30;
+
+/// What was let go, or killed, is gone when the kernel has come to it.
+pub const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What noded gives in PATH.
 const NODED_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
@@ -31,37 +39,19 @@ pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A cache with a freshly bootstrapped tree, made once for all tests (a real debootstrap, about a minute).
-pub fn shared_cache() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| build_shared("cache", SUITE, "no"))
+/// Where the test makes what it needs: the runner gives each one a directory of its own.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("TEST_DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
 }
 
-/// A tree of `suite` with a kernel and GRUB, in a cache of its own.
+/// A cache with a Debian that does not boot, and a template of it for disks of 2 GiB.
+pub fn shared_cache() -> PathBuf {
+    trees::cache(SUITE, "no", "2G")
+}
+
+/// A cache with a Debian that has a kernel and GRUB, and a template of it for disks of 3 GiB.
 pub fn bootable_cache(suite: &str) -> PathBuf {
-    build_shared(&format!("bootable-{suite}"), suite, "auto")
-}
-
-fn build_shared(name: &str, suite: &str, boot: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&dir).unwrap();
-    let empty = tempfile::tempdir().unwrap();
-    let settings = format!("defaults = \"1\"\nboot = \"{boot}\"\n");
-    fs::write(empty.path().join("config.toml"), settings).unwrap();
-    // With templates for the disks that most tests have.
-    for size in ["1G", "2G", "3G"] {
-        let output = Command::new(PROGRAM)
-            .args(["cache", "build", suite, "--size", size])
-            .env_clear()
-            .env("PATH", NODED_PATH)
-            .env("GANETI_DEBOOTSTRAP_CONFIG_DIR", empty.path())
-            .env("GANETI_DEBOOTSTRAP_LEGACY_DEFAULTS", empty.path().join("none"))
-            .env("GANETI_DEBOOTSTRAP_CACHE_DIR", &dir)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-    }
-    dir
+    trees::cache(suite, "auto", "3G")
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -75,6 +65,19 @@ pub fn tool(program: &str, args: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// Where `cargo test` runs several tests in one process, those with a node take turns: each looks at what is left behind.
+/// The runner gives each a process.
+fn one_test_at_a_time() {
+    static TURN: Mutex<()> = Mutex::new(());
+    thread_local! {
+        static HELD: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+    }
+    // Until the thread ends, and with it the test.
+    HELD.with_borrow_mut(|held| {
+        held.get_or_insert_with(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
+    });
+}
+
 /// A node of one test.
 pub struct Node {
     dir: tempfile::TempDir,
@@ -85,9 +88,10 @@ pub struct Node {
 impl Node {
     /// With an empty cache.
     pub fn bare() -> Node {
+        one_test_at_a_time();
         // What a run leaves behind becomes our child, and is found.
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let dir = tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = tempfile::Builder::new().prefix("node-").tempdir_in(scratch()).unwrap();
         for sub in ["etc/hooks", "etc/variants", "cache", "disks"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
@@ -104,32 +108,59 @@ impl Node {
         Node { dir, env: BTreeMap::new() }
     }
 
-    /// With the shared tree in its cache, and templates of it.
+    /// With a tree of a handful of files in its cache, in the place of a Debian, and templates of it for disks of 1, 2 and
+    /// 3 GiB.
     pub fn new() -> Node {
-        Node::bare().with_cache(shared_cache(), |_| true)
+        Node::bare().with_cache(&trees::small(), |_| true)
     }
 
-    /// With the shared tree in its cache, and no template of it.
-    #[allow(dead_code, reason = "not every test asks for it")]
-    pub fn with_tree() -> Node {
-        Node::bare().with_cache(shared_cache(), |name| !name.starts_with("template-"))
+    /// With a Debian in its cache, and a template of it for disks of 2 GiB: where its programs run, or where much is to be
+    /// copied.
+    pub fn debian() -> Node {
+        Node::bare().with_cache(&shared_cache(), |_| true)
     }
 
-    /// With trees that boot in its cache, too.
+    /// With a Debian in its cache, and no template of it.
+    pub fn debian_without_templates() -> Node {
+        Node::bare().with_cache(&shared_cache(), |name| !name.starts_with("template-"))
+    }
+
+    /// With a Debian that boots in its cache, and a template of it for disks of 3 GiB; and with one that does not boot.
     pub fn bootable(suite: &str) -> Node {
-        Node::new().with_cache(&bootable_cache(suite), |_| true)
+        Node::debian_without_templates().with_cache(&bootable_cache(suite), |_| true)
+    }
+
+    /// Puts a Debian in the place of what is in its cache.
+    pub fn get_debian(&self) {
+        for entry in fs::read_dir(self.cache()).unwrap().flatten() {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        self.take_from(&shared_cache(), |name| !name.starts_with("template-"));
     }
 
     fn with_cache(self, dir: &Path, wanted: fn(&str) -> bool) -> Node {
+        self.take_from(dir, wanted);
+        self
+    }
+
+    /// Takes files of a shared cache. What no program writes to or touches is linked, all else copied.
+    fn take_from(&self, dir: &Path, wanted: fn(&str) -> bool) {
         // Packages that were fetched are not this node's concern.
         let files = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         for entry in fs::read_dir(dir).unwrap().flatten().filter(files) {
-            if !wanted(&entry.file_name().to_string_lossy()) {
-                continue;
+            let name = entry.file_name().into_string().unwrap();
+            let to = self.cache().join(&name);
+            match () {
+                () if !wanted(&name) => {}
+                () if name.ends_with(".tar") => fs::hard_link(entry.path(), to).unwrap(),
+                () => {
+                    fs::copy(entry.path(), &to).unwrap();
+                    // Which one was used last is known by this.
+                    let modified = entry.metadata().unwrap().modified().unwrap();
+                    File::options().write(true).open(to).unwrap().set_modified(modified).unwrap();
+                }
             }
-            fs::hard_link(entry.path(), self.cache().join(entry.file_name())).unwrap();
         }
-        self
     }
 
     pub fn path(&self) -> &Path {
@@ -244,17 +275,35 @@ impl Node {
 
     /// Loop devices over what is this node's.
     fn attached(&self) -> Vec<String> {
-        let dir = self.path().display().to_string();
-        tool("losetup", &["-a"]).lines().filter(|l| l.contains(&dir)).map(str::to_owned).collect()
+        let dir = self.path().to_str().unwrap();
+        let devices = fs::read_dir("/sys/block")
+            .unwrap()
+            .flatten()
+            .map(|entry| Path::new("/dev").join(entry.file_name()));
+        let over = |device: PathBuf| {
+            let file = backing_file(&device)?;
+            file.starts_with(dir).then(|| format!("{} over {}", device.display(), file.trim()))
+        };
+        devices.filter_map(over).collect()
     }
 
     /// Waits until the test's own loop devices are gone: one that anybody else looks at goes when he has looked.
     pub fn wait_until_detached(&self) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while !self.attached().is_empty() {
-            assert!(start.elapsed().as_secs() < 10, "still attached: {:?}", self.attached());
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            assert!(start.elapsed() < KERNEL_TIMEOUT, "still attached: {:?}", self.attached());
+            std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Waits until what was killed with a run has ended, too, and let go.
+    pub fn wait_until_killed(&self) {
+        let start = Instant::now();
+        while !children().is_empty() {
+            assert!(start.elapsed() < KERNEL_TIMEOUT, "they do not end: {:?}", children());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.wait_until_detached();
     }
 
     /// Wants that nothing of this node is held any more: loop devices, mounts, processes.
@@ -266,19 +315,24 @@ impl Node {
         let left: Vec<&str> =
             mounts.lines().filter(|l| l.contains(&dir) || l.contains("/run/ganeti-instance-deb")).collect();
         assert!(left.is_empty(), "mounts are left: {left:?}");
-        let own = std::process::id().to_string();
-        let children: Vec<String> = fs::read_dir("/proc")
-            .unwrap()
-            .flatten()
-            .filter_map(|e| fs::read_to_string(e.path().join("stat")).ok())
-            .filter(|stat| {
-                let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-                let mut fields = after.split(' ');
-                fields.next() != Some("Z") && fields.next() == Some(own.as_str())
-            })
-            .collect();
+        let children = children();
         assert!(children.is_empty(), "processes are left: {children:?}");
     }
+}
+
+/// Processes that are this one's children: started by it, or left behind by one that it started.
+fn children() -> Vec<String> {
+    let own = std::process::id().to_string();
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| fs::read_to_string(e.path().join("stat")).ok())
+        .filter(|stat| {
+            let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            let mut fields = after.split(' ');
+            fields.next() != Some("Z") && fields.next() == Some(own.as_str())
+        })
+        .collect()
 }
 
 /// stdout and stderr as noded's log has them.
@@ -301,13 +355,31 @@ impl BlockDevice {
 
 impl Drop for BlockDevice {
     fn drop(&mut self) {
+        let before = backing_file(&self.0);
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+        wait_until_let_go(&self.0, before);
+    }
+}
+
+/// The file below a loop device, by sysfs: whoever opened the device would keep it from detaching.
+fn backing_file(device: &Path) -> Option<String> {
+    let name = device.file_name()?.to_str()?;
+    fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()
+}
+
+/// Whoever looks at a loop device for a moment (another test, a monitor) keeps it until he has looked.
+fn wait_until_let_go(device: &Path, file: Option<String>) {
+    let start = Instant::now();
+    while file.is_some() && backing_file(device) == file && start.elapsed() < KERNEL_TIMEOUT {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 /// A filesystem mounted read-only to look at.
 pub struct Mounted {
     target: tempfile::TempDir,
+    /// What was mounted: a device, or a file.
+    over: PathBuf,
 }
 
 impl Mounted {
@@ -319,7 +391,7 @@ impl Mounted {
     pub fn with(disk: &Path, options: &str) -> Mounted {
         let target = tempfile::tempdir().unwrap();
         tool("mount", &["-o", options, disk.to_str().unwrap(), target.path().to_str().unwrap()]);
-        Mounted { target }
+        Mounted { target, over: disk.into() }
     }
 
     pub fn path(&self) -> &Path {
@@ -337,7 +409,16 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+        let own = mounts.lines().rfind(|line| line.split(' ').nth(1) == self.path().to_str());
+        let source = own.and_then(|line| line.split(' ').next()).map(PathBuf::from);
+        let file = source.as_deref().and_then(backing_file);
         let _ = Command::new("umount").arg(self.target.path()).status();
+        // A loop device that was made for the mount goes with it; one that was there before stays.
+        let stays = source.as_deref().is_some_and(|device| device == self.over);
+        if let (Some(device), false) = (source, stays) {
+            wait_until_let_go(&device, file);
+        }
     }
 }
 
@@ -380,9 +461,68 @@ pub fn fsck(disk: &Path, offset: u64, filesystem: &str) {
     }
 }
 
-/// Every byte of a file that is not a hole is hashed: for "nothing was touched".
+/// Does something, and says how much processor time of this thread it took: the clock would count other tests, too.
+pub fn processor_time<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    // Nanoseconds on a processor come first.
+    let used = || {
+        let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    };
+    let before = used();
+    let result = work();
+    (result, used() - before)
+}
+
+/// What of a sparse file is no hole.
+pub fn data_ranges(path: &Path) -> Vec<Range<u64>> {
+    let file = File::open(path).unwrap();
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
+        ranges.push(start..at);
+    }
+    ranges
+}
+
+/// Hands out all that is in a sparse file, in pieces, each with its place.
+pub fn read_data(path: &Path, mut take: impl FnMut(u64, &[u8])) {
+    let file = File::open(path).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    for range in data_ranges(path) {
+        for at in range.clone().step_by(piece.len()) {
+            let count = (range.end - at).min(piece.len() as u64) as usize;
+            file.read_exact_at(&mut piece[..count], at).unwrap();
+            take(at, &piece[..count]);
+        }
+    }
+}
+
+/// Tells files of different content apart, and does not take a disk's size to do so: for "nothing was touched".
 pub fn digest(path: &Path) -> String {
-    tool("sha256sum", &[path.to_str().unwrap()])
+    const BLOCK: usize = 4096;
+    let mut hash = blake3::Hasher::new();
+    read_data(path, |at, piece| {
+        for (number, block) in piece.chunks(BLOCK).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                hash.update(&(at + (number * BLOCK) as u64).to_le_bytes()).update(block);
+            }
+        }
+    });
+    format!("{} {}", hash.finalize(), fs::metadata(path).unwrap().len())
+}
+
+/// Wants two files of one content; where one has a hole the other has zeros.
+pub fn assert_same_content(one: &Path, other: &Path) {
+    assert_eq!(fs::metadata(one).unwrap().len(), fs::metadata(other).unwrap().len(), "their sizes");
+    let mut there = vec![0; 1 << 20];
+    for (path, against) in [(one, other), (other, one)] {
+        let against = File::open(against).unwrap();
+        read_data(path, |at, piece| {
+            against.read_exact_at(&mut there[..piece.len()], at).unwrap();
+            assert!(there[..piece.len()] == *piece, "{} differs in the MiB at {at}", path.display());
+        });
+    }
 }
 
 /// Starts a command whose end is waited for elsewhere; it is killed if the test ends first.

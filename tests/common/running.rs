@@ -14,14 +14,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Node, killed_with_us, text};
+use super::{KERNEL_TIMEOUT, Node, killed_with_us, text};
 
 /// How long a line of the log is waited for, and the end after a signal.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// What a run gets that has nothing to do but to look, to change little, or to refuse.
 pub const SOON: Duration = Duration::from_secs(30);
-/// What a killed run held goes when the kernel has ended its children: they get their SIGKILL when it is gone.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What our process may use at its peak, in KiB.
 const PEAK_KIB: u64 = 64 << 10;
@@ -118,7 +116,7 @@ impl Running {
             std::thread::sleep(Duration::from_millis(2));
         };
         loop {
-            match self.lines.recv_timeout(KERNEL_PATIENCE) {
+            match self.lines.recv_timeout(KERNEL_TIMEOUT) {
                 Ok(line) => self.log += &format!("{line}\n"),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => panic!("a process holds the log open:\n{}", self.log),
@@ -189,7 +187,7 @@ impl Node {
             if held.is_empty() {
                 return;
             }
-            let over = start.elapsed() > KERNEL_PATIENCE;
+            let over = start.elapsed() > KERNEL_TIMEOUT;
             assert!(!over, "still held: {held:#?}\n{}", ended.log);
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -157,6 +157,43 @@ fn divide(disk: &Path, table: Table, root_bytes: u64) {
     fs::remove_file(input).unwrap();
 }
 
+/// A tree as a bootstrap leaves it, of a handful of files.
+pub fn plant_bootstrapped(tree: &Path) {
+    plant(tree, Flavour::Ifupdown);
+    let file = |path: &str, text: &str| {
+        let path = tree.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    for owned in ["etc/network/interfaces.d", "etc/systemd/network", "etc/udev", "etc/netplan"] {
+        fs::remove_dir_all(tree.join(owned)).unwrap();
+    }
+    for own in ["etc/hostname", "etc/mailname", "etc/hosts", "etc/fstab", "etc/resolv.conf"] {
+        fs::remove_file(tree.join(own)).unwrap();
+    }
+    for dir in ["etc/network/interfaces.d", "etc/systemd/system", "home", "mnt", "root", "var/log", "var/tmp"]
+    {
+        fs::create_dir_all(tree.join(dir)).unwrap();
+    }
+    for dir in ["tmp", "var/tmp"] {
+        fs::set_permissions(tree.join(dir), fs::Permissions::from_mode(0o1777)).unwrap();
+    }
+    tool("mknod", &["-m", "666", tree.join("dev/null").to_str().unwrap(), "c", "1", "3"]);
+    symlink("/etc/machine-id", tree.join("var/lib/dbus/machine-id")).unwrap();
+    file("etc/machine-id", "");
+    file("etc/debian_version", "13.1\n");
+    file(
+        "usr/lib/os-release",
+        "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_CODENAME=trixie\n",
+    );
+    symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
+    let sources = ["trixie", "trixie-updates", "trixie-security"]
+        .map(|suite| format!("deb http://mirror.example.org/debian {suite} main\n"));
+    file("etc/apt/sources.list", &sources.concat());
+    file("var/lib/dpkg/status", "Package: base-files\nStatus: install ok installed\nVersion: 13.8\n\n");
+    file("usr/lib/systemd/system/serial-getty@.service", "[Service]\n[Install]\nWantedBy=getty.target\n");
+}
+
 /// The guest's files: all that personalising and renaming touch, and what stands beside it.
 pub fn plant(tree: &Path, flavour: Flavour) {
     let file = |path: &str, text: &str, mode: u32| {

@@ -1,10 +1,9 @@
 //! A suite of a test's own, whose bootstrap takes seconds and no network.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use super::log_of;
+use super::trees::shared;
 
 /// A mirror of one package that makes a tree of 50 MiB, with a debootstrap script for it: a bootstrap of seconds. The
 /// second stage leaves a process behind.
@@ -41,13 +40,9 @@ END
 
 /// Settings of a suite whose bootstrap takes two seconds.
 pub fn tiny() -> String {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny-mirror");
-    if !dir.exists() {
-        let building = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let made =
-            Command::new("sh").args(["-c", TINY_MIRROR]).current_dir(building.path()).output().unwrap();
+    let dir = shared("tiny-mirror", TINY_MIRROR, |dir| {
+        let made = Command::new("sh").args(["-c", TINY_MIRROR]).current_dir(dir).output().unwrap();
         assert!(made.status.success(), "{}", log_of(&made));
-        fs::rename(building.keep(), &dir).unwrap();
-    }
+    });
     format!("suite = \"tiny\"\nboot = \"no\"\nmirror = \"file://{0} {0}/script\"\n", dir.display())
 }

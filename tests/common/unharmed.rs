@@ -14,7 +14,7 @@ pub struct Guest {
 
 impl Guest {
     pub fn new() -> Guest {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::tempdir_in(super::scratch()).unwrap();
         let (tree, node) = (dir.path().join("guest"), dir.path().join("node"));
         fs::create_dir(&tree).unwrap();
         fs::create_dir(&node).unwrap();

@@ -49,11 +49,11 @@ const COMPRESSORS: [(&str, &[&str]); 3] = [("gzip", &["-1"]), ("zstd", &["-q", "
 fn backups_of_the_predecessor_come_back_on_every_layout() -> Result<()> {
     let suite = Suite::of_this_machine();
     let before = Held::now()?;
-    let node = Node::unpack(&suite.node_tree()?)?;
+    let node = Node::unpack(&suite.node_tree())?;
     let step = Steps::new();
     node.apt_install(&suite.predecessor())?;
     write_resolver(&node)?;
-    plant_cache(&node, &suite, &suite.guest_tree()?)?;
+    plant_cache(&node, &suite, &suite.guest_tree())?;
     fs::copy(data_dir().join("field/kpartx"), node.path("/sbin/kpartx"))?;
     step.done("predecessor installed");
 
@@ -90,15 +90,15 @@ fn backups_of_the_predecessor_come_back_on_every_layout() -> Result<()> {
 }
 
 #[test]
-#[ignore = "run by make test-boot"]
+#[ignore = "run by make test-full"]
 #[cfg(target_arch = "x86_64")]
 fn a_guest_of_the_predecessor_starts_from_its_new_disk() -> Result<()> {
     use crate::common::guest::{Firmware, Guest};
     let suite = Suite::of_this_machine();
     let before = Held::now()?;
-    let node = Node::unpack(&suite.node_tree()?)?;
+    let node = Node::unpack(&suite.node_tree())?;
     let step = Steps::new();
-    crate::field::set_up(&node, &suite, &suite.guest_tree_for_hooks()?)?;
+    crate::field::set_up(&node, &suite, &suite.guest_tree_for_hooks())?;
     let create = noded_environment("create-kvm.env", "default")?;
     node.create_beside(&create, &["/srv/beside"])?.expect_success()?;
     step.done("predecessor's create with its hooks");

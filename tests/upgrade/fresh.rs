@@ -21,7 +21,7 @@ fn a_fresh_install_starts_with_the_new_defaults_and_purges_clean() -> Result<()>
     let suite = Suite::of_this_machine();
     let deb = our_deb()?;
     let before = Held::now()?;
-    let node = Node::unpack(&suite.node_tree()?)?;
+    let node = Node::unpack(&suite.node_tree())?;
     let step = Steps::new();
     first_install(&node, &deb)?;
     step.done("installed by apt");

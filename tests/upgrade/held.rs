@@ -1,13 +1,12 @@
 //! What this machine holds, before a test and after it; and where the time went.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 use crate::DISK;
@@ -83,21 +82,7 @@ pub fn remove_tree(dir: TempDir) -> Result<()> {
 }
 
 pub fn scratch_dir() -> Result<TempDir> {
-    Ok(tempfile::Builder::new().prefix("upgrade-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
-}
-
-/// Trees that are made once: beside CARGO_TARGET_TMPDIR, so `cargo clean` knows them.
-pub fn test_cache() -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../test-cache");
-    fs::create_dir_all(&directory)?;
-    Ok(fs::canonicalize(directory)?)
-}
-
-pub fn lock(name: &str) -> Result<Flock<File>> {
-    let file = File::create(test_cache()?.join(format!("upgrade-{name}.lock")))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("waiting for the other test")
+    Ok(tempfile::Builder::new().prefix("upgrade-").tempdir_in(crate::common::scratch())?)
 }
 
 pub fn run(command: &mut Command) -> Result<()> {

@@ -4,29 +4,21 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
 
-use crate::held::{lock, remove_tree, run, scratch_dir, test_cache};
+use crate::common::trees::shared;
+use crate::held::{remove_tree, run, scratch_dir};
 use crate::node::Node;
 use crate::{CACHE, PACKAGE};
 
-/// The package of this checkout, built once for all tests of this file.
+/// The package of this checkout, as `make deb` left it.
 pub fn our_deb() -> Result<PathBuf> {
-    static DEB: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let deb = DEB.get_or_init(|| match std::env::var_os("UPGRADE_TEST_DEB") {
-        Some(named) => fs::canonicalize(named).map_err(|error| format!("UPGRADE_TEST_DEB: {error}")),
-        None => make_deb().map_err(|error| format!("{error:#}")),
-    });
-    deb.clone().map_err(anyhow::Error::msg)
-}
-
-pub fn make_deb() -> Result<PathBuf> {
-    run(Command::new("make").arg("deb").current_dir(env!("CARGO_MANIFEST_DIR")))?;
+    if let Some(named) = std::env::var_os("UPGRADE_TEST_DEB") {
+        return fs::canonicalize(named).context("UPGRADE_TEST_DEB");
+    }
     let mut debs = Vec::new();
-    for entry in fs::read_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../deb"))? {
+    for entry in fs::read_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../deb")).context("`make deb`")? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(&format!("{PACKAGE}_")) && name.ends_with(".deb") {
@@ -34,8 +26,16 @@ pub fn make_deb() -> Result<PathBuf> {
         }
     }
     debs.sort();
-    Ok(debs.pop().context("make deb left no package")?.1)
+    Ok(debs.pop().context("there is no package: `make deb` makes it")?.1)
 }
+
+/// What the hooks of the field want.
+const HOOKS_PACKAGES: &str = "export DEBIAN_FRONTEND=noninteractive
+apt-get update
+apt-get -y --no-install-recommends install systemd-sysv initramfs-tools zstd puppet-agent
+apt-get clean
+apt-get -y --no-install-recommends --download-only install linux-image-cloud-amd64 grub-pc
+";
 
 /// A Debian release to be the node's, and the guests'.
 pub struct Suite {
@@ -79,50 +79,36 @@ impl Suite {
     }
 
     /// A bare system with apt's lists, and the packages of the predecessor and of mmdebstrap downloaded.
-    pub fn node_tree(&self) -> Result<PathBuf> {
-        self.trees().map(|(node, _)| node)
+    pub fn node_tree(&self) -> PathBuf {
+        self.trees().join("node.tar")
     }
 
     /// The same bare system as the predecessor would have cached it.
-    pub fn guest_tree(&self) -> Result<PathBuf> {
-        self.trees().map(|(_, guest)| guest)
+    pub fn guest_tree(&self) -> PathBuf {
+        self.trees().join("guest.tar")
     }
 
-    pub fn trees(&self) -> Result<(PathBuf, PathBuf)> {
-        let directory = test_cache()?;
-        let node = directory.join(format!("upgrade-{}-node.tar", self.name));
-        let guest = directory.join(format!("upgrade-{}-guest.tar", self.name));
-        let _lock = lock(&self.name)?;
-        if !node.exists() || !guest.exists() {
-            let scratch = scratch_dir()?;
-            self.make_trees(&scratch, &node, &guest)?;
-            remove_tree(scratch)?;
-        }
-        Ok((node, guest))
+    fn trees(&self) -> PathBuf {
+        let origin = format!("1 {} {}", self.name, self.version);
+        shared(&format!("upgrade-{}", self.name), &origin, |dir| {
+            self.make_trees(dir).expect("the node's tree")
+        })
     }
 
     /// The same bare system with what EXTRA_PKGS names (field/default.in), and with apt's lists and archives of
     /// a kernel and a boot loader: a hook installs them without a network.
-    pub fn guest_tree_for_hooks(&self) -> Result<PathBuf> {
-        let bare = self.guest_tree()?;
-        let tree = test_cache()?.join(format!("upgrade-{}-hooks.tar", self.name));
-        let _lock = lock(&self.name)?;
-        if !tree.exists() {
-            let scratch = scratch_dir()?;
-            let root = scratch.path().join("root");
-            fs::create_dir(&root)?;
-            run(Command::new("tar").arg("--extract").arg("--file").arg(bare).arg("-C").arg(&root))?;
-            prepare_for_hooks(&root)?;
-            let part = tree.with_extension("part");
-            run(Command::new("tar").arg("--create").arg("--file").arg(&part).arg("-C").arg(&root).arg("."))?;
-            fs::rename(part, &tree)?;
-            remove_tree(scratch)?;
-        }
-        Ok(tree)
+    pub fn guest_tree_for_hooks(&self) -> PathBuf {
+        let bare = self.guest_tree();
+        let made = shared(&format!("upgrade-{}-hooks", self.name), HOOKS_PACKAGES, |dir| {
+            make_tree_for_hooks(&bare, &dir.join("guest.tar")).expect("the tree for hooks");
+        });
+        made.join("guest.tar")
     }
 
     /// About a minute, and the only part that needs a network.
-    pub fn make_trees(&self, scratch: &TempDir, node: &Path, guest: &Path) -> Result<()> {
+    fn make_trees(&self, made: &Path) -> Result<()> {
+        let (node, guest) = (made.join("node.tar"), made.join("guest.tar"));
+        let scratch = scratch_dir()?;
         let root = scratch.path().join("root");
         run(Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -137,8 +123,7 @@ impl Suite {
         }
         fs::write(root.join("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n")?;
         fs::set_permissions(root.join("usr/sbin/policy-rc.d"), Permissions::from_mode(0o755))?;
-        let guest_part = guest.with_extension("part");
-        run(Command::new("tar").arg("--create").arg("--file").arg(&guest_part).arg("-C").arg(&root).args([
+        run(Command::new("tar").arg("--create").arg("--file").arg(&guest).arg("-C").arg(&root).args([
             "--acls",
             "--xattrs",
             "--xattrs-include=*",
@@ -163,12 +148,19 @@ impl Suite {
             ])?
             .expect_success()?;
         fs::write(&resolver, "")?;
-        let node_part = node.with_extension("part");
-        run(Command::new("tar").arg("--create").arg("--file").arg(&node_part).arg("-C").arg(&root).arg("."))?;
-        fs::rename(guest_part, guest)?;
-        fs::rename(node_part, node)?;
-        Ok(())
+        run(Command::new("tar").arg("--create").arg("--file").arg(&node).arg("-C").arg(&root).arg("."))?;
+        remove_tree(scratch)
     }
+}
+
+fn make_tree_for_hooks(bare: &Path, tree: &Path) -> Result<()> {
+    let scratch = scratch_dir()?;
+    let root = scratch.path().join("root");
+    fs::create_dir(&root)?;
+    run(Command::new("tar").arg("--extract").arg("--file").arg(bare).arg("-C").arg(&root))?;
+    prepare_for_hooks(&root)?;
+    run(Command::new("tar").arg("--create").arg("--file").arg(tree).arg("-C").arg(&root).arg("."))?;
+    remove_tree(scratch)
 }
 
 fn prepare_for_hooks(root: &Path) -> Result<()> {
@@ -177,17 +169,7 @@ fn prepare_for_hooks(root: &Path) -> Result<()> {
     fs::write(&no_daemons, "#!/bin/sh\nexit 101\n")?;
     fs::set_permissions(&no_daemons, Permissions::from_mode(0o755))?;
     let inside = Node { dir: None, root: root.to_owned() };
-    inside
-        .run(&[
-            "sh",
-            "-ec",
-            "export DEBIAN_FRONTEND=noninteractive
-             apt-get update
-             apt-get -y --no-install-recommends install systemd-sysv initramfs-tools zstd puppet-agent
-             apt-get clean
-             apt-get -y --no-install-recommends --download-only install linux-image-cloud-amd64 grub-pc",
-        ])?
-        .expect_success()?;
+    inside.run(&["sh", "-ec", HOOKS_PACKAGES])?.expect_success()?;
     fs::remove_file(no_daemons)?;
     fs::write(resolver, "")?;
     Ok(())

@@ -67,7 +67,7 @@ pub fn tune(node: &Node, suite: &Suite) -> Result<()> {
     fs::copy(data.join("variants.list"), node.path(&format!("{ETC}/variants.list")))?;
     copy_hooks(node, &data.join("hooks"))?;
     write_resolver(node)?;
-    plant_cache(node, suite, &suite.guest_tree()?)
+    plant_cache(node, suite, &suite.guest_tree())
 }
 
 /// Hooks with what lies beside them, from a directory of this checkout.

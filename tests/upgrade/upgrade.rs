@@ -28,6 +28,7 @@ fn an_upgrade_keeps_settings_hooks_and_caches_and_can_be_undone() -> Result<()> 
 
 /// 0.17 differs from 0.16 in what it gives to hooks and in kpartx's names.
 #[test]
+#[ignore = "run by make test-full"]
 fn an_upgrade_from_0_17_keeps_them_as_well() -> Result<()> {
     let suite = Suite::of_this_machine();
     // Where this machine's own release has 0.17, the test above has done it.
@@ -60,7 +61,7 @@ fn upgrade_and_back(suite: &Suite) -> Result<()> {
 impl<'a> Upgrade<'a> {
     /// The predecessor, tuned and at work.
     fn begin(suite: &'a Suite, deb: &'a Path) -> Result<Upgrade<'a>> {
-        let node = Node::unpack(&suite.node_tree()?)?;
+        let node = Node::unpack(&suite.node_tree())?;
         let step = Steps::new();
         node.apt_install(&suite.predecessor())?;
         tune(&node, suite)?;

@@ -1,0 +1,77 @@
+//! Texts that come from the table of settings: UPDATE_DOCS=1 writes them, otherwise they are compared.
+
+use std::path::Path;
+
+use ganeti_instance_debootstrap::settings::table::{KEYS, Key, Kind, parameters_list};
+
+/// A default as config.toml would have it.
+fn default_of(key: &Key) -> String {
+    let all: toml::Table = toml::from_str(include_str!("../../defaults.toml")).unwrap();
+    let value = all["all"].get(key.name).or_else(|| all["1"].get(key.name)).unwrap();
+    value.to_string().replace("CONFIG_DIR", "/etc/ganeti/instance-debootstrap")
+}
+
+fn compare(file: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        found, wanted,
+        "{file} is not what the table says: UPDATE_DOCS=1 cargo test --test checks docs"
+    );
+}
+
+#[test]
+fn parameters_list_names_every_os_parameter() {
+    compare("os-def/parameters.list", &parameters_list());
+}
+
+#[test]
+fn the_template_of_config_toml_shows_every_setting() {
+    let mut text = String::from(
+        "# Settings of ganeti-instance-debootstrap on this node.\n\
+         # A line that begins with # shows a default. `ganeti-instance-debootstrap config show --origin` tells what\n\
+         # holds and where it comes from, `config check` what is wrong. A variant's own settings stand in\n\
+         # variants/NAME.toml beside this file, with the same keys.\n\n\
+         # Whose defaults hold: \"1\", or \"0.17\" for those of the predecessor (msdos).\n\
+         defaults = \"1\"\n",
+    );
+    for key in KEYS {
+        text += &format!("\n# {}.\n", key.help);
+        if key.parameter {
+            text += "# Also an OS parameter, which wins.\n";
+        }
+        text += &format!("#{} = {}\n", key.name, default_of(key));
+    }
+    compare("os-def/config.toml", &text);
+    let all: String = text
+        .lines()
+        .map(|l| format!("{}\n", l.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(l)))
+        .collect();
+    toml::from_str::<toml::Table>(&all).expect("every commented setting is right when its # is taken away");
+}
+
+#[test]
+fn the_readme_shows_every_setting() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(path).unwrap();
+    let mut table = String::from(
+        "| setting | shell variable | OS parameter | default | meaning |\n|---|---|---|---|---|\n",
+    );
+    for key in KEYS {
+        let days = if key.kind == Kind::Days { "; 0 and more" } else { "" };
+        table += &format!(
+            "| `{}` | {} | {} | `{}` | {}{days} |\n",
+            key.name,
+            key.legacy.map_or(String::new(), |name| format!("`{name}`")),
+            if key.parameter { "yes" } else { "" },
+            default_of(key),
+            key.help,
+        );
+    }
+    let (before, rest) = readme.split_once("<!-- settings -->\n").expect("the README's table begins");
+    let (_, after) = rest.split_once("<!-- end -->").expect("the README's table ends");
+    compare("README.md", &format!("{before}<!-- settings -->\n{table}<!-- end -->{after}"));
+}

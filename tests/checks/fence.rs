@@ -1,0 +1,376 @@
+//! Which rooms of the house may import which, and where they go round in circles. Read from the sources: no import can
+//! hide from it, as long as it is formatted by rustfmt.
+//!
+//! A room is a module of src/. Both tables only get shorter: what is not imported any more leaves them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::project;
+
+/// Room by room, what it imports.
+#[rustfmt::skip]
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("bootstrap", &["guest", "init", "nameless", "report", "rootdir", "settings", "signals", "tool"]),
+    ("cache", &["bootstrap", "lock", "nameless", "report", "settings", "signals", "stream"]),
+    ("cli", &["settings"]),
+    ("disk", &["lock", "report", "signals", "sys", "tool"]),
+    ("guest", &["disk", "report", "request", "rootdir", "signals", "sys", "tool"]),
+    ("hooks", &["init", "plan", "report", "request", "settings", "tool"]),
+    ("init", &["report", "sys"]),
+    ("lock", &["signals"]),
+    ("main", &["cli", "init", "report", "request", "signals", "sys", "verbs"]),
+    ("nameless", &[]),
+    ("plan", &["bootstrap", "disk", "guest", "report", "request", "settings", "suite"]),
+    ("report", &["signals"]),
+    ("request", &["report"]),
+    ("rootdir", &[]),
+    ("settings", &["bootstrap", "disk", "guest", "report", "request", "tool"]),
+    ("signals", &[]),
+    ("stream", &["disk", "report", "rootdir", "signals", "tree"]),
+    ("suite", &["disk"]),
+    ("sys", &[]),
+    ("tool", &["init", "report", "signals", "sys"]),
+    ("tree", &["rootdir"]),
+    (
+        "verbs",
+        &[
+            "bootstrap", "cache", "cli", "disk", "guest", "hooks", "nameless", "plan", "report", "request",
+            "rootdir", "settings", "signals", "stream", "sys", "tool", "tree",
+        ],
+    ),
+];
+
+/// Modules of one directory that import each other, directly or by way of others: the directory, and those modules.
+const CIRCLES: &[(&str, &[&str])] = &[
+    ("src", &["bootstrap", "settings"]),
+    ("src/disk", &["backing", "loop_device"]),
+    ("src/disk/used/btrfs", &["chunks", "superblock", "tree"]),
+    ("src/disk/used/xfs", &["free_space", "replay"]),
+    ("src/settings", &["files", "layers", "shell", "variants"]),
+    ("src/tree", &["pax", "sparse"]),
+    ("src/verbs", &["create", "golden"]),
+    ("benches/speed", &["measure", "sides"]),
+];
+
+/// Path of a module from the root of its crate.
+type Module = Vec<String>;
+
+/// The modules of a crate, what each imports, and what each hands on under its own name.
+struct Crate {
+    imports: BTreeMap<Module, BTreeSet<Module>>,
+}
+
+impl Crate {
+    /// Reads all that is below a directory, but for tests.
+    fn read(dir: &Path, own_name: &str) -> Crate {
+        let mut sources = BTreeMap::new();
+        for entry in walkdir::WalkDir::new(dir) {
+            let path = entry.unwrap().into_path();
+            let is_source = path.extension().is_some_and(|extension| extension == "rs");
+            if is_source && path.file_stem().is_some_and(|stem| stem != "tests" && stem != "tests_as_root") {
+                sources.insert(module_of(dir, &path), code_of(&path));
+            }
+        }
+        let paths: BTreeMap<&Module, Vec<Import>> = sources
+            .iter()
+            .map(|(module, code)| {
+                (module, paths_in(&code.replace(&format!("{own_name}::"), "crate::"), module))
+            })
+            .collect();
+        // What a module hands on is its maker's.
+        let mut handed_on = BTreeMap::new();
+        for (module, paths) in &paths {
+            for path in paths.iter().filter(|path| path.is_handed_on) {
+                handed_on.insert(child(module, &path.name), path.segments.clone());
+            }
+        }
+        let resolve = |segments: &[String]| -> Module {
+            let mut segments = segments.to_vec();
+            for _ in 0..8 {
+                let Some((length, to)) = (1..=segments.len())
+                    .find_map(|length| handed_on.get(&segments[..length]).map(|to| (length, to)))
+                else {
+                    break;
+                };
+                segments = [&to[..], &segments[length..]].concat();
+            }
+            while !segments.is_empty() && !sources.contains_key(&segments) {
+                segments.pop();
+            }
+            segments
+        };
+        let imports = paths
+            .iter()
+            .map(|(module, paths)| {
+                ((*module).clone(), paths.iter().map(|path| resolve(&path.segments)).collect())
+            })
+            .collect();
+        Crate { imports }
+    }
+
+    /// What each module of a directory imports of the others; each stands for all that is in it.
+    fn between(&self, dir: &[String]) -> BTreeMap<String, BTreeSet<String>> {
+        let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let inside =
+            |module: &Module| module.starts_with(dir).then(|| module.get(dir.len()).cloned()).flatten();
+        for (module, imports) in &self.imports {
+            let Some(from) = inside(module) else { continue };
+            let to = imports.iter().filter_map(inside).filter(|to| *to != from);
+            edges.entry(from.clone()).or_default().extend(to);
+        }
+        edges
+    }
+
+    /// Directories, the root first.
+    fn dirs(&self) -> BTreeSet<Module> {
+        self.imports
+            .keys()
+            .flat_map(|module| (0..module.len()).map(|depth| module[..depth].to_vec()))
+            .collect()
+    }
+
+    /// Groups of modules that reach each other.
+    fn circles(&self) -> BTreeSet<(String, Vec<String>)> {
+        let mut circles = BTreeSet::new();
+        for dir in self.dirs() {
+            let edges = self.between(&dir);
+            let reach = |from: &String| {
+                let mut seen = BTreeSet::new();
+                let mut next = vec![from];
+                while let Some(module) = next.pop() {
+                    next.extend(
+                        edges.get(module).into_iter().flatten().filter(|to| seen.insert((*to).clone())),
+                    );
+                }
+                seen
+            };
+            let reached: BTreeMap<&String, BTreeSet<String>> =
+                edges.keys().map(|from| (from, reach(from))).collect();
+            for (from, seen) in &reached {
+                let group: Vec<String> = seen
+                    .iter()
+                    .filter(|to| reached.get(to).is_some_and(|back| back.contains(*from)))
+                    .cloned()
+                    .collect();
+                if group.len() > 1 {
+                    circles.insert((dir.join("/"), group));
+                }
+            }
+        }
+        circles
+    }
+}
+
+/// A path in a source.
+#[derive(Debug)]
+struct Import {
+    /// From the root of the crate.
+    segments: Module,
+    /// What it is called here.
+    name: String,
+    /// By `pub use`.
+    is_handed_on: bool,
+}
+
+fn child(module: &[String], name: &str) -> Module {
+    [module, &[name.to_owned()]].concat()
+}
+
+/// `disk/used/mod.rs` and `disk/used.rs` are disk::used; lib.rs and main.rs of a binary are the root.
+fn module_of(dir: &Path, file: &Path) -> Module {
+    let mut module: Module = file
+        .strip_prefix(dir)
+        .unwrap()
+        .with_extension("")
+        .components()
+        .map(|part| part.as_os_str().to_str().unwrap().to_owned())
+        .collect();
+    if module.last().is_some_and(|last| last == "mod" || last == "lib") {
+        module.pop();
+    }
+    module
+}
+
+/// A source without comments, without what stands in quotes, and without its tests.
+fn code_of(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let mut code = String::new();
+    for line in text.lines() {
+        let mut in_quotes = false;
+        let mut characters = line.chars().peekable();
+        while let Some(character) = characters.next() {
+            match character {
+                '\\' if in_quotes => drop(characters.next()),
+                '"' => in_quotes = !in_quotes,
+                '/' if !in_quotes && characters.peek() == Some(&'/') => break,
+                other if !in_quotes => code.push(other),
+                _ => {}
+            }
+        }
+        code.push('\n');
+    }
+    code
+}
+
+/// All such paths in a module's code; those in braces each by itself.
+fn paths_in(code: &str, module: &[String]) -> Vec<Import> {
+    let mut paths = Vec::new();
+    for head in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(head) {
+            let before = &code[..at];
+            let is_inside =
+                before.ends_with("::") || before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            if is_inside {
+                continue;
+            }
+            let (base, rest) = base_of(&code[at..], module);
+            let statement = before.rsplit([';', '}']).next().unwrap_or_default();
+            let is_handed_on = statement.contains("use ") && statement.trim_start().starts_with("pub");
+            tree(rest, &base, &mut |segments, name| paths.push(Import { segments, name, is_handed_on }));
+        }
+    }
+    // `pub use child::Name` of a module of a directory.
+    for (at, _) in code.match_indices("use ") {
+        let statement = code[..at].rsplit([';', '}']).next().unwrap_or_default().trim_start();
+        let rest = &code[at + 4..];
+        let is_relative = !["crate::", "super::", "self::"].iter().any(|head| rest.starts_with(head));
+        if statement.starts_with("pub") && is_relative {
+            tree(rest, module, &mut |segments, name| {
+                paths.push(Import { segments, name, is_handed_on: true })
+            });
+        }
+    }
+    paths
+}
+
+/// Where a path begins, and what follows.
+fn base_of<'c>(mut code: &'c str, module: &[String]) -> (Module, &'c str) {
+    if let Some(rest) = code.strip_prefix("crate::") {
+        return (Vec::new(), rest);
+    }
+    if let Some(rest) = code.strip_prefix("self::") {
+        return (module.to_vec(), rest);
+    }
+    let mut base = module.to_vec();
+    while let Some(rest) = code.strip_prefix("super::") {
+        base.pop();
+        code = rest;
+    }
+    (base, code)
+}
+
+/// Hands out the paths of a tree of imports (`a::{b, c::d as e}`) below `base`, and their names; what follows it.
+fn tree<'c>(code: &'c str, base: &[String], found: &mut dyn FnMut(Module, String)) -> &'c str {
+    let mut segments = base.to_vec();
+    let mut rest = code;
+    loop {
+        rest = rest.trim_start();
+        if let Some(inner) = rest.strip_prefix('{') {
+            rest = inner;
+            loop {
+                rest = rest.trim_start();
+                if let Some(after) = rest.strip_prefix('}') {
+                    return after;
+                }
+                let before = rest.len();
+                rest = tree(rest, &segments, found).trim_start();
+                rest = rest.strip_prefix(',').unwrap_or(rest);
+                assert!(rest.len() < before, "a tree of imports that is none: {rest:.60}");
+            }
+        }
+        let length = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        match &rest[..length] {
+            "" | "self" => {}
+            name => segments.push(name.to_owned()),
+        }
+        rest = &rest[length..];
+        let Some(after) = rest.strip_prefix("::") else { break };
+        // `::<Type>`, and what is no path any more.
+        if !after.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == '{') {
+            break;
+        }
+        rest = after;
+    }
+    let mut name = segments.last().cloned().unwrap_or_default();
+    if let Some(after) = rest.strip_prefix(" as ") {
+        rest = after.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+        name = after[..after.len() - rest.len()].to_owned();
+    }
+    found(segments, name);
+    rest.strip_prefix('*').unwrap_or(rest)
+}
+
+/// Compares a table with what was found, a row for each pair.
+fn compare(table: &[(&str, &[&str])], found: impl IntoIterator<Item = (String, Vec<String>)>, rule: &str) {
+    let pairs = |from: String, to: Vec<String>| to.into_iter().map(move |to| format!("{from} -> {to}"));
+    let found: BTreeSet<String> = found.into_iter().flat_map(|(from, to)| pairs(from, to)).collect();
+    let listed: BTreeSet<String> = table
+        .iter()
+        .flat_map(|(from, to)| pairs((*from).to_owned(), to.iter().map(|to| (*to).to_owned()).collect()))
+        .collect();
+    let new: Vec<&String> = found.difference(&listed).collect();
+    assert!(new.is_empty(), "{rule}: {new:#?}");
+    let gone: Vec<&String> = listed.difference(&found).collect();
+    assert!(gone.is_empty(), "take these out of the table, and they stay out: {gone:#?}");
+}
+
+#[test]
+fn a_room_imports_only_what_it_may() {
+    let all = Crate::read(&project().join("src"), "ganeti_instance_debootstrap");
+    let found = all.between(&[]).into_iter().map(|(from, to)| (from, to.into_iter().collect()));
+    compare(MAY_IMPORT, found, "a room may not import this");
+}
+
+#[test]
+fn rooms_go_round_in_no_new_circle() {
+    let circles = ["src", "benches/speed"].into_iter().flat_map(|root| {
+        let all = Crate::read(&project().join(root), "ganeti_instance_debootstrap");
+        let below = |dir: &str| if dir.is_empty() { root.to_owned() } else { format!("{root}/{dir}") };
+        all.circles().into_iter().map(move |(dir, group)| (below(&dir), group)).collect::<Vec<_>>()
+    });
+    compare(CIRCLES, circles, "these import each other, directly or by way of others");
+}
+
+/// Sources of a crate that is made up.
+fn made_up(files: &[(&str, &str)]) -> (tempfile::TempDir, Crate) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path: PathBuf = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let read = Crate::read(dir.path(), "own_name");
+    (dir, read)
+}
+
+#[test]
+fn the_fence_sees_every_form_of_an_import() {
+    let (_dir, all) = made_up(&[
+        ("lib.rs", "pub mod a;\npub mod b;\nmod c;\nmod d;\n"),
+        ("main.rs", "use own_name::{a, b::One};\n"),
+        (
+            "a/mod.rs",
+            "mod x;\nmod y;\npub use y::{Why, Zed as Other};\nuse crate::b::{One, two::{Three, Four}};\n",
+        ),
+        ("a/x.rs", "use super::Why;\nfn f() { crate::c::g(\"crate::d\"); } // crate::d\n"),
+        ("a/y.rs", "fn f() -> super::x::X { todo!() }\n"),
+        ("b.rs", "#[cfg(test)]\nmod tests {\n    use crate::d;\n}\n"),
+        ("c.rs", "bail!(\"{}\", crate::d::<u8>());\n"),
+        ("d.rs", "pub use crate::c::Thing;\n"),
+    ]);
+    let edges = |dir: &[&str]| {
+        let dir: Module = dir.iter().map(|name| (*name).to_owned()).collect();
+        let between = all.between(&dir).into_iter().filter(|(_, to)| !to.is_empty());
+        between
+            .map(|(from, to)| format!("{from} {}", to.into_iter().collect::<Vec<_>>().join(" ")))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(edges(&[]), ["a b c", "c d", "d c", "main a b"]);
+    assert_eq!(edges(&["a"]), ["x y", "y x"]);
+    let circles: Vec<String> =
+        all.circles().iter().map(|(dir, group)| format!("{dir}: {}", group.join(" "))).collect();
+    assert_eq!(circles, [": c d", "a: x y"]);
+}

@@ -1,0 +1,17 @@
+//! What is made before the long tests.
+
+mod long {
+    use crate::common::bootable_cache;
+
+    #[test]
+    #[ignore = "made before the tests"]
+    fn a_cache_with_a_bookworm_that_boots() {
+        bootable_cache("bookworm");
+    }
+
+    #[test]
+    #[ignore = "made before the tests"]
+    fn a_xen_host() {
+        crate::xen::host();
+    }
+}
