@@ -144,7 +144,7 @@ impl Node {
     }
 
     /// Takes files of a shared cache. What no program writes to or touches is linked, all else copied.
-    fn take_from(&self, dir: &Path, wanted: fn(&str) -> bool) {
+    pub fn take_from(&self, dir: &Path, wanted: fn(&str) -> bool) {
         // Packages that were fetched are not this node's concern.
         let files = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         for entry in fs::read_dir(dir).unwrap().flatten().filter(files) {

@@ -11,6 +11,14 @@ mod long {
 
     #[test]
     #[ignore = "made before the tests"]
+    fn caches_for_xen() {
+        for suite in ["trixie", "bookworm"] {
+            crate::xen::cache(suite);
+        }
+    }
+
+    #[test]
+    #[ignore = "made before the tests"]
     fn a_xen_host() {
         crate::xen::host();
     }
