@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::init::{Job, SIGNALLED};
+use crate::command::init::{Job, SIGNALLED};
+use crate::command::{self, Ended, Tool};
 use crate::plan::HookPlan;
 use crate::report::{self, WithHint};
 use crate::request::{Context, Instance};
 use crate::settings::Settings;
 use crate::settings::table::KEYS;
-use crate::tool::{self, Ended, Tool};
 
 /// Where the disk and the tree are while hooks run.
 pub struct Stage<'a> {
@@ -33,7 +33,7 @@ pub struct Stage<'a> {
 pub fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsString)> {
     let mut env = context.env.clone();
     env.extend(settings.layers.exports.clone());
-    env.entry("PATH".into()).or_insert_with(|| tool::DEFAULT_PATH.into());
+    env.entry("PATH".into()).or_insert_with(|| command::DEFAULT_PATH.into());
     let mut set = |name: &str, value: &str| drop(env.insert(name.into(), value.into()));
     set("SUITE", &settings.suite);
     set("ARCH", &settings.arch);
@@ -121,7 +121,7 @@ pub fn run(
         let ended = if plan.namespace {
             let commands = hooks.iter().map(|hook| vec![hook.clone().into_os_string()]).collect();
             let job = Job { commands, fail_fast: plan.fail_fast, ..Job::default() };
-            tool::run_sequence(job, &env, cwd)?
+            command::run_sequence(job, &env, cwd)?
         } else {
             run_in_the_open(&hooks, plan.fail_fast, &env, cwd)?
         };
@@ -141,10 +141,10 @@ fn run_in_the_open(
         let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
         let (status, tail) = match result {
             Ok(()) => (0, String::new()),
-            Err(error) => match error.downcast_ref::<tool::ToolError>() {
-                Some(tool::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
-                Some(tool::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
-                Some(tool::ToolError::Missing(_)) => (127, String::new()),
+            Err(error) => match error.downcast_ref::<command::ToolError>() {
+                Some(command::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
+                Some(command::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
+                Some(command::ToolError::Missing(_)) => (127, String::new()),
                 None => return Err(error),
             },
         };

@@ -4,26 +4,22 @@
 //! [`request`], the request plus layered [`settings`] into a [`plan`], and the plan into a disk. The verbs in
 //! [`verbs`] read as stories; ARCHITECTURE.md holds the map of the house and the invariants.
 
+pub mod backup;
 pub mod bootstrap;
 pub mod cache;
 pub mod cli;
+pub mod command;
+pub mod debian;
 pub mod disk;
 pub mod guest;
 pub mod hooks;
-pub mod init;
-pub mod lock;
-pub mod nameless;
 pub mod plan;
 pub mod report;
 pub mod request;
 pub mod rootdir;
 pub mod settings;
-pub mod signals;
-pub mod stream;
-pub mod suite;
 pub mod sys;
-pub mod tool;
-pub mod tree;
+pub mod tar;
 pub mod verbs;
 
 /// The program's name: in messages, in paths, as the binary.

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use ganeti_instance_debootstrap::cli::Cli;
+use ganeti_instance_debootstrap::command::init;
 use ganeti_instance_debootstrap::request::{Verb, process_env};
-use ganeti_instance_debootstrap::signals::{self, Interrupted};
+use ganeti_instance_debootstrap::sys::signals;
+use ganeti_instance_debootstrap::sys::signals::Interrupted;
 use ganeti_instance_debootstrap::verbs::{self, Outcome};
-use ganeti_instance_debootstrap::{PROGRAM, init, report, sys};
+use ganeti_instance_debootstrap::{PROGRAM, report, sys};
 
 /// Done.
 const DONE: u8 = 0;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::signals;
+use crate::sys::signals;
 
 #[derive(Default)]
 struct State {

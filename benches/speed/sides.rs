@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::common;
 use crate::measure::Invocation;
-use crate::{CACHE, ETC, LEGACY, OS_DIR};
+use crate::{CACHE, ETC, LEGACY, OS_DIR, common};
 
 /// All that is only here for the sake of the benchmark, on the machine.
 pub const BENCH: &str = "/srv/bench";

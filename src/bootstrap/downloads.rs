@@ -15,10 +15,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use crate::nameless::{give_name, nameless};
 use crate::report;
 use crate::rootdir::RootDir;
-use crate::signals;
+use crate::sys::signals;
+use crate::sys::tmpfile::{give_name, nameless};
 
 /// Where apt looks first: at a name and a size, so that what is there must be right.
 pub const ARCHIVES: &str = "var/cache/apt/archives";

@@ -21,7 +21,7 @@ use crate::guest::identity;
 use crate::report;
 use crate::rootdir::RootDir;
 use crate::settings::{AptFile, Bootstrapper, Settings};
-use crate::signals;
+use crate::sys::signals;
 
 /// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
 const MAX_BYTES: u64 = 64 << 20;

@@ -18,8 +18,8 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::bootstrap::Recipe;
-use crate::lock;
 use crate::report;
+use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
 pub use manifest::Manifest;

@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use super::manifest::now;
 use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
-use crate::nameless::{give_name, nameless};
 use crate::report;
 use crate::settings::Compression;
+use crate::sys::tmpfile::{give_name, nameless};
 
 /// A base tar while it is written.
 pub struct NewBase {

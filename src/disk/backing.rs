@@ -10,7 +10,7 @@ use nix::libc;
 use rustix::fs::{major, minor};
 
 use crate::report::WithHint;
-use crate::{lock, signals, sys};
+use crate::sys::{self, lock, signals};
 
 /// What a disk is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, fadvise};
 
 use super::Disk;
-use crate::signals;
+use crate::sys::signals;
 
 /// With less the threads wake each other too often; with much more nothing stays in the processor's cache.
 const PIECE_BYTES: usize = 1 << 20;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::Filesystem;
-use crate::tool::{self, Tool, ToolError};
+use crate::command::{self, Tool, ToolError};
 
 /// The label that a filesystem on a bare disk bears until its tree is complete.
 pub const INCOMPLETE_LABEL: &str = "incomplete";
@@ -48,7 +48,7 @@ pub fn mkfs_of(filesystem: Filesystem) -> &'static str {
 
 /// What tells one ext filesystem's maker from another: its program, and what /etc says of its defaults.
 pub fn maker_of_ext() -> String {
-    let program = tool::located(mkfs_of(Filesystem::Ext4)).and_then(|path| path.metadata().ok());
+    let program = command::located(mkfs_of(Filesystem::Ext4)).and_then(|path| path.metadata().ok());
     let program = program.map(|meta| (meta.len(), meta.mtime()));
     let defaults = std::fs::read("/etc/mke2fs.conf").unwrap_or_default();
     format!("{program:?} {}", blake3::hash(&defaults).to_hex())

@@ -14,8 +14,7 @@ use uuid::Uuid;
 
 use super::{Disk, SECTOR_BYTES, udev};
 use crate::report::{self, WithHint};
-use crate::sys::{self, Blkpg, LoopSetup, loop_flags};
-use crate::{lock, signals};
+use crate::sys::{self, Blkpg, LoopSetup, lock, loop_flags, signals};
 
 /// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
 const FUSE_MAGIC: u64 = 0x6573_5546;

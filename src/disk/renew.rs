@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::SECTOR_BYTES;
 use super::foreign::{Content, Fat, Part, TableKind, partitions};
-use crate::signals;
+use crate::sys::signals;
 
 /// Where an MBR has its signature, of which PARTUUIDs are made.
 const MBR_SIGNATURE: std::ops::Range<usize> = 440..444;

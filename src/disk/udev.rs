@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
-use crate::{lock, report, signals};
+use crate::report;
+use crate::sys::{lock, signals};
 
 /// There while a udev runs.
 const CONTROL: &str = "/run/udev/control";

@@ -10,12 +10,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use uuid::Uuid;
 
+use crate::PROGRAM;
+use crate::command::Tool;
 use crate::disk::Filesystem;
 use crate::disk::foreign::Volume;
 use crate::report::{self, Hint, WithHint};
 use crate::rootdir::RootDir;
-use crate::tool::Tool;
-use crate::{PROGRAM, signals, sys};
+use crate::sys::{self, signals};
 
 /// How long a busy mount is waited for.
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::{Thawed, fstab};
 use crate::rootdir::{Kind, RootDir};
-use crate::signals;
+use crate::sys::signals;
 
 const MAX_BYTES: u64 = 1 << 20;
 /// Of all of them: each is searched for every name that the disk has.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::bootstrap::{Kernel, Recipe};
+use crate::debian;
 use crate::disk::layout::{Layout, Purpose, Wishes};
 use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
 use crate::guest::boot::Firmware;
@@ -17,7 +18,6 @@ use crate::report::WithHint;
 use crate::request::{Context, DiskAddress, Instance};
 use crate::settings::together::{self, Conflict};
 use crate::settings::{BootWish, Compression, Problems, Settings, Source, SwapWish};
-use crate::suite;
 pub use image::ImagePlan;
 
 /// What is known of the disk before the plan is made.
@@ -289,7 +289,7 @@ const OLDEST_READER: KernelVersion = KernelVersion(4, 9);
 
 /// Who must read the root. A tree that somebody brings may be of any release: its ext4 has nothing new, and loses nothing.
 fn reader(settings: &Settings, purpose: Purpose) -> Option<KernelVersion> {
-    let named = suite::kernel(&settings.suite);
+    let named = debian::kernel(&settings.suite);
     let brought = purpose != Purpose::System || matches!(settings.source, Source::File(_));
     match settings.filesystem {
         Filesystem::Ext4 if brought => Some(named.map_or(OLDEST_READER, |kernel| kernel.min(OLDEST_READER))),

@@ -149,9 +149,9 @@ pub fn refusal_as_parameter(name: &str, text: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::*;
     use super::*;
     use crate::guest::network;
+    use crate::settings::table::*;
 
     #[test]
     fn values_are_judged_by_their_kind() {

@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::files::{self, Role, TomlFile};
-use super::kind;
 use super::table::{self, KEYS};
-use super::{shell, variants};
+use super::{kind, shell, variants};
+use crate::command::ToolError;
 use crate::report;
 use crate::request::{Api, Context};
-use crate::tool::ToolError;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,8 +262,8 @@ fn complaints(values: &Values) -> Vec<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::Kind;
     use super::*;
+    use crate::settings::table::Kind;
 
     #[test]
     fn every_setting_has_exactly_one_default_per_era() {

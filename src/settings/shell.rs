@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail};
 
 use super::table::{KEYS, Key, Kind};
 use super::{Origin, Value, Values};
+use crate::command::{DEFAULT_PATH, Tool};
 use crate::report::WithHint;
 use crate::request::Env;
-use crate::tool::{DEFAULT_PATH, Tool};
 
 const SCRIPT: &str = include_str!("evaluate.sh");
 
@@ -78,7 +78,7 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
 
 /// The whole script in an error helps nobody: only what bash said.
 fn shorten(error: anyhow::Error, files: &Files) -> anyhow::Error {
-    use crate::tool::ToolError;
+    use crate::command::ToolError;
     let names = || {
         let file = files.defaults_file.map(|f| f.display().to_string());
         let variant = files.variant_file.map(|f| f.display().to_string());

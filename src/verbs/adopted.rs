@@ -9,7 +9,8 @@ use crate::guest::{Root, Workspace};
 use crate::plan::Plan;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::{signals, tree};
+use crate::sys::signals;
+use crate::tar;
 
 /// The pieces of a loader, where the plan wants the disk to start by itself and they can be had.
 pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
@@ -18,7 +19,7 @@ pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
         let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
         let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
         report::step("taking GRUB from the cached tree", || {
-            tree::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
+            tar::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
         })?;
         Ok(pieces)
     };

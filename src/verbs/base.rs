@@ -9,10 +9,11 @@ use crate::bootstrap::{self, Downloads};
 use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
 use crate::disk::{Filesystem, Format, LoopDevice, make_filesystem};
 use crate::guest::{Tree, Workspace, boot};
-use crate::nameless::nameless;
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};
-use crate::{signals, tree};
+use crate::sys::signals;
+use crate::sys::tmpfile::nameless;
+use crate::tar;
 
 /// What helps where a tree does not fit.
 pub const LARGER_DISK: &str = "give the instance a larger disk, or set fewer extra_pkgs";
@@ -138,7 +139,7 @@ fn made(
     report::step("packing the tree", || {
         let mut skipped =
             |what: &Path, why: &str| report::warning(&format!("{} is left out: {why}", what.display()));
-        tree::pack(scratch.dir()?, &mut new, &mut skipped, &signals::check)
+        tar::pack(scratch.dir()?, &mut new, &mut skipped, &signals::check)
             .map_err(|error| with_full_disk(error, dir))
     })?;
     let finished = new.finish(&plan.recipe, made, scratch.used_bytes()?)?;

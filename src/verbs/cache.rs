@@ -109,7 +109,7 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
             Ok(())
         });
         if let Err(error) = result {
-            crate::signals::check()?;
+            crate::sys::signals::check()?;
             report::error(&error);
             failed.push(name.clone());
         }
@@ -318,7 +318,7 @@ fn verify(store: &Store) -> Result<Outcome> {
             Ok(()) if entry.manifest.is_some() => "good",
             Ok(()) => "no manifest (cache seal makes one)",
             Err(error) => {
-                crate::signals::check()?;
+                crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(entry.name());
                 "DAMAGED"
@@ -331,7 +331,7 @@ fn verify(store: &Store) -> Result<Outcome> {
         let verdict = match entry.template.and_then(|template| template.verify()) {
             Ok(()) => "good",
             Err(error) => {
-                crate::signals::check()?;
+                crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(name.clone());
                 "DAMAGED"

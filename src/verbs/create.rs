@@ -8,6 +8,7 @@ use super::unpack::unpack;
 use super::work::Work;
 use super::{Outcome, adopted, answer, golden, template, warn};
 use crate::cache::{BaseTar, Template};
+use crate::command;
 use crate::disk::{self, Disk, LoopDevice, foreign};
 use crate::guest::{self, HookResolver, Resolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
@@ -16,7 +17,6 @@ use crate::report::{self, size};
 use crate::request::{Context, Instance};
 use crate::rootdir::RootDir;
 use crate::settings::{Settings, Source};
-use crate::tool;
 
 /// Installs an instance on its first disk.
 pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<Outcome> {
@@ -107,13 +107,13 @@ pub struct Guest<'a> {
 /// All that can be known to be missing is asked for before anything is destroyed. Returns the device for swap,
 /// locked and refused where in use like any disk.
 pub fn preconditions(plan: &Plan) -> Result<Option<Disk>> {
-    tool::require(disk::mkfs_of(plan.filesystem))?;
+    command::require(disk::mkfs_of(plan.filesystem))?;
     LoopDevice::control()?;
     if let Some(dir) = &plan.hooks.dir {
         hooks::list(dir)?;
     }
     if plan.swap != SwapPlan::None {
-        tool::require("mkswap")?;
+        command::require("mkswap")?;
     }
     match &plan.swap {
         SwapPlan::Device(path) => Disk::open(path).map(Some),

@@ -9,12 +9,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 
 use super::Outcome;
-use crate::disk::foreign::{Content, Part, TableKind};
-use crate::disk::{Disk, Medium, SECTOR_BYTES, foreign, used};
+use crate::backup::image::{self, DiskFacts, Export, Manifest, PartitionFacts};
+use crate::disk::foreign::{self, Content, Part, TableKind};
+use crate::disk::{Disk, Medium, SECTOR_BYTES, used};
 use crate::plan::disk_path;
 use crate::report::{self, WithHint, size};
 use crate::request::{DiskAddress, Instance};
-use crate::stream::image::{self, DiskFacts, Export, Manifest, PartitionFacts};
 use crate::{PROGRAM, VERSION, sys};
 
 /// Writes disk `index` to standard output; `size_fd` is where Ganeti hears how much to expect.

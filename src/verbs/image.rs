@@ -9,14 +9,14 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Outcome, create};
 use crate::cli::{Format, ImageArgs};
+use crate::command::{self, Tool};
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
-use crate::nameless::{give_name, nameless};
 use crate::plan::DiskFacts;
 use crate::report::{self, WithHint};
 use crate::request::{Api5Flags, Context, Env, Instance, Refusal, Request, Task, Verb};
 use crate::settings::Settings;
-use crate::tool::{self, Tool};
+use crate::sys::tmpfile::{give_name, nameless};
 
 /// Makes a disk image; the file appears when it is complete.
 pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
@@ -34,7 +34,7 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
         bail!("the directory {} does not exist", dir.display());
     }
     if args.format == Format::Qcow2 {
-        tool::require("qemu-img")?;
+        command::require("qemu-img")?;
     }
     let (name, variant) = (&args.name, args.variant.as_deref());
     let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };

@@ -11,6 +11,8 @@ use super::restore_disk::{Restoring, Sector};
 use super::unpack::full_or;
 use super::work::Work;
 use super::{Outcome, adopted, answer, create, import_plan, new_identity, warn};
+use crate::backup::dump::Stats;
+use crate::backup::{self, Source};
 use crate::disk::Disk;
 use crate::disk::layout::Purpose;
 use crate::guest::network::Mode;
@@ -20,9 +22,8 @@ use crate::report::{self, Hint, WithHint, size};
 use crate::request::{Context, DiskAddress, Instance, InstanceName};
 use crate::rootdir::RootDir;
 use crate::settings::{BootWish, Identity, Settings, SwapWish};
-use crate::stream::dump::Stats;
-use crate::stream::{self, Source};
-use crate::{signals, tree};
+use crate::sys::signals;
+use crate::tar;
 
 /// What helps where a backup does not fit.
 const LARGER_DISK: &str = "give the instance a larger disk; the backup holds more than this one";
@@ -59,9 +60,9 @@ pub fn import(
     warn(&settings);
     // What is no backup is refused before the disk is touched.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
-    stream::widen(&stdin);
+    backup::widen(&stdin);
     let stdin = signals::Interruptible(std::fs::File::from(stdin));
-    let source = stream::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
+    let source = backup::open(Box::new(stdin)).map_err(|error| signals::check().err().unwrap_or(error))?;
     let workspace = Workspace::enter()?;
     let new_identity = settings.import_identity == Identity::New;
     let mut fitting = |sector: &mut Sector| match new_identity {
@@ -154,11 +155,11 @@ fn restore(
     let root = work.root()?;
     report::long_step("restoring the tree", || match source {
         Backup::Dump(mut dump) => {
-            tell_losses(&stream::dump::restore(&mut dump, root.dir()?, &signals::check)?);
+            tell_losses(&backup::dump::restore(&mut dump, root.dir()?, &signals::check)?);
             Ok(())
         }
         Backup::Tar(mut tar) => {
-            tree::unpack(&mut tar, root.dir()?, &signals::check)?;
+            tar::unpack(&mut tar, root.dir()?, &signals::check)?;
             // Whoever writes it must not find us gone while he pads its end.
             std::io::copy(&mut tar, &mut std::io::sink()).map(drop).context("reading the end of the tar")
         }

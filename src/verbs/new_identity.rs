@@ -4,14 +4,14 @@ use anyhow::{Context as _, Result};
 
 use super::guest_disk::{GuestRoot, Sought};
 use super::restore_disk::{Sector, check_ext, with_first_sector};
+use crate::command::Tool;
 use crate::disk::foreign::{Content, Part, TableKind, Volume};
 use crate::disk::{Disk, Filesystem, LoopDevice, Renewal};
 use crate::guest::{Thawed, Tree, Workspace, identity, references};
 use crate::report::{self, WithHint};
 use crate::request::InstanceName;
 use crate::rootdir::RootDir;
-use crate::signals;
-use crate::tool::Tool;
+use crate::sys::signals;
 
 /// Files and directories that [`identity::renew()`] changes; a guest's owner may have locked them.
 const IDENTITY_PATHS: [&str; 6] =

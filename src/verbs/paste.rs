@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::cache::{PIECE_BYTES, Part, Template};
 use crate::disk::used::ext::identity::{SUPERBLOCK_BYTES, renew_journal, renew_superblock};
 use crate::disk::{AlignedBuffer, DirectDisk, Disk, Medium, zero_range};
-use crate::{report, signals};
+use crate::report;
+use crate::sys::signals;
 
 /// What comes last: it holds the superblock.
 const FIRST_BYTES: usize = 4096;

@@ -7,14 +7,14 @@ use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 
+use crate::backup::image::Image;
+use crate::backup::qcow2::{Piece, Qcow2};
+use crate::command::{Tool, ToolError};
 use crate::disk::foreign::{self, Content, Part, ReadAt, TableKind, Volume, WithSector, partitions};
 use crate::disk::{Disk, Filesystem, Growth, HeldBack, LoopDevice, SECTOR_BYTES, grow_table};
 use crate::guest::{Tree, Workspace};
 use crate::report::{self, WithHint, size};
-use crate::signals;
-use crate::stream::image::Image;
-use crate::stream::qcow2::{Piece, Qcow2};
-use crate::tool::{Tool, ToolError};
+use crate::sys::signals;
 
 /// The first sector of a disk.
 pub type Sector = [u8; SECTOR_BYTES as usize];

@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256, Sha512};
 
 use super::restore_disk::Restoring;
+use crate::backup::qcow2::{self, Qcow2};
+use crate::backup::{self, Source};
 use crate::cache::BaseTar;
 use crate::report::{self, WithHint, size};
 use crate::settings::{Algorithm, SealedFile, writable_by_others};
-use crate::signals;
-use crate::stream::qcow2::{self, Qcow2};
-use crate::stream::{self, Source};
+use crate::sys::signals;
 
 /// What is read at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -53,7 +53,7 @@ pub fn open(sealed: &SealedFile) -> Result<Opened> {
         return Ok(Opened::Image(image));
     }
     let name = image.name.clone();
-    match stream::open(image.bytes()?).with_context(|| format!("looking at {name}"))? {
+    match backup::open(image.bytes()?).with_context(|| format!("looking at {name}"))? {
         Source::Tree(_) => Ok(Opened::Tree(BaseTar::sealed(name, image.file)?)),
         Source::Image(_) | Source::Raw(..) => Ok(Opened::Image(image)),
         Source::Dump(_) => bail!("{name} is a dump(8); that is a backup, and `gnt-backup import` takes it"),
@@ -94,7 +94,7 @@ impl DiskImage {
         if self.is_qcow2()? {
             return restoring.qcow2(&Qcow2::open(&self.file)?);
         }
-        match stream::open(self.bytes()?)? {
+        match backup::open(self.bytes()?)? {
             Source::Image(mut source) => restoring.archive(&mut source),
             Source::Raw(mut source, first) => restoring.raw(&mut source, &first),
             Source::Dump(_) | Source::Tree(_) => bail!("{} is no disk image any more", self.name),

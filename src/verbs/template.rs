@@ -11,15 +11,15 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::base::free_bytes;
 use super::unpack::unpack;
 use crate::cache::{BaseTar, Content, Origin, Shape, Store, Template};
+use crate::command::Tool;
 use crate::disk::foreign::{self, Content as Found};
-use crate::disk::used::{self, ext::identity};
-use crate::disk::{Disk, Filesystem, Format, KernelVersion, LoopDevice, make_filesystem, maker_of_ext};
+use crate::disk::used::ext::identity;
+use crate::disk::{Disk, Filesystem, Format, KernelVersion, LoopDevice, make_filesystem, maker_of_ext, used};
 use crate::guest::boot::Pieces;
 use crate::guest::{Tree, Workspace};
 use crate::plan::{BasePlan, Plan};
 use crate::report::{self, size};
-use crate::tool::Tool;
-use crate::{nameless, signals};
+use crate::sys::{signals, tmpfile};
 
 /// Below it mke2fs makes blocks of 1 KiB and few of anything: such a disk is soon unpacked.
 const SIZE_BYTES_MIN: u64 = 512 << 20;
@@ -123,7 +123,7 @@ fn made(
     shape: &Shape,
     workspace: &Workspace,
 ) -> Result<Template> {
-    let scratch = nameless::nameless(&store.dir)?;
+    let scratch = tmpfile::nameless(&store.dir)?;
     scratch.set_len(shape.size_bytes).context("making the file for a template")?;
     base.verify()?;
     let filesystem: Filesystem = shape.filesystem.parse().ok().context("a filesystem that is known")?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::loader::Loader;
 use super::paste::paste;
 use crate::cache::Template;
+use crate::command::Tool;
 use crate::disk::layout::Role;
 use crate::disk::{self, Disk, Format, LoopDevice};
 use crate::guest::boot::Pieces;
@@ -16,8 +17,7 @@ use crate::guest::{self, Root, Tree, Volumes, Workspace};
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, Hint};
 use crate::rootdir::RootDir;
-use crate::signals::Interrupted;
-use crate::tool::Tool;
+use crate::sys::signals::Interrupted;
 
 /// What is held.
 pub struct Work<'a> {

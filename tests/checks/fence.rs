@@ -12,46 +12,34 @@ use crate::common::project;
 /// Room by room, what it imports.
 #[rustfmt::skip]
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("bootstrap", &["guest", "init", "nameless", "report", "rootdir", "settings", "signals", "tool"]),
-    ("cache", &["bootstrap", "lock", "nameless", "report", "settings", "signals", "stream"]),
+    ("backup", &["disk", "report", "rootdir", "sys", "tar"]),
+    ("bootstrap", &["command", "guest", "report", "rootdir", "settings", "sys"]),
+    ("cache", &["backup", "bootstrap", "report", "settings", "sys"]),
     ("cli", &["settings"]),
-    ("disk", &["lock", "report", "signals", "sys", "tool"]),
-    ("guest", &["disk", "report", "request", "rootdir", "signals", "sys", "tool"]),
-    ("hooks", &["init", "plan", "report", "request", "settings", "tool"]),
-    ("init", &["report", "sys"]),
-    ("lock", &["signals"]),
-    ("main", &["cli", "init", "report", "request", "signals", "sys", "verbs"]),
-    ("nameless", &[]),
-    ("plan", &["bootstrap", "disk", "guest", "report", "request", "settings", "suite"]),
-    ("report", &["signals"]),
+    ("command", &["report", "sys"]),
+    ("debian", &["disk"]),
+    ("disk", &["command", "report", "sys"]),
+    ("guest", &["command", "disk", "report", "request", "rootdir", "sys"]),
+    ("hooks", &["command", "plan", "report", "request", "settings"]),
+    ("main", &["cli", "command", "report", "request", "sys", "verbs"]),
+    ("plan", &["bootstrap", "debian", "disk", "guest", "report", "request", "settings"]),
+    ("report", &["sys"]),
     ("request", &["report"]),
-    ("rootdir", &[]),
-    ("settings", &["bootstrap", "disk", "guest", "report", "request", "tool"]),
-    ("signals", &[]),
-    ("stream", &["disk", "report", "rootdir", "signals", "tree"]),
-    ("suite", &["disk"]),
-    ("sys", &[]),
-    ("tool", &["init", "report", "signals", "sys"]),
-    ("tree", &["rootdir"]),
-    (
-        "verbs",
-        &[
-            "bootstrap", "cache", "cli", "disk", "guest", "hooks", "nameless", "plan", "report", "request",
-            "rootdir", "settings", "signals", "stream", "sys", "tool", "tree",
-        ],
-    ),
+    ("settings", &["bootstrap", "command", "disk", "guest", "report", "request"]),
+    ("tar", &["rootdir"]),
+    ("verbs", &["backup", "bootstrap", "cache", "cli", "command", "disk", "guest", "hooks", "plan", "report", "request", "rootdir", "settings", "sys", "tar"]),
 ];
 
 /// Modules of one directory that import each other, directly or by way of others: the directory, and those modules.
 const CIRCLES: &[(&str, &[&str])] = &[
+    ("benches/speed", &["measure", "sides"]),
     ("src", &["bootstrap", "settings"]),
     ("src/disk", &["backing", "loop_device"]),
     ("src/disk/used/btrfs", &["chunks", "superblock", "tree"]),
     ("src/disk/used/xfs", &["free_space", "replay"]),
     ("src/settings", &["files", "layers", "shell", "variants"]),
-    ("src/tree", &["pax", "sparse"]),
+    ("src/tar", &["pax", "sparse"]),
     ("src/verbs", &["create", "golden"]),
-    ("benches/speed", &["measure", "sides"]),
 ];
 
 /// Path of a module from the root of its crate.

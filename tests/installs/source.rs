@@ -13,8 +13,8 @@ use crate::common::{
     GIB, Mounted, Node, assert_every_release_reads, fsck, log_of, partition_offset, processor_time,
     root_offset, tool,
 };
+use ganeti_instance_debootstrap::backup::qcow2::{Piece, Qcow2};
 use ganeti_instance_debootstrap::disk::foreign::ReadAt;
-use ganeti_instance_debootstrap::stream::qcow2::{Piece, Qcow2};
 use sha2::{Digest, Sha256, Sha512};
 
 const MIB: u64 = 1 << 20;

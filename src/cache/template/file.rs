@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, PIECE_BYTES, Shape};
 use crate::cache::Origin;
-use crate::signals;
+use crate::sys::signals;
 
 /// The version stands in it: another format has another magic.
 const MAGIC: &[u8; 16] = b"gid-template-1\n\0";

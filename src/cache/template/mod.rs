@@ -16,7 +16,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
-use crate::signals;
+use crate::sys::signals;
 use file::{HEADER_BYTES, Index};
 
 pub use shelf::TemplateEntry;

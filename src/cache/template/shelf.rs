@@ -13,8 +13,8 @@ use super::file::{self, Index, KeptFile};
 use super::{Content, Shape, Template};
 use crate::bootstrap::Recipe;
 use crate::cache::{Origin, Store, file_name, manifest, stem};
-use crate::nameless::{give_name, nameless};
 use crate::report;
+use crate::sys::tmpfile::{give_name, nameless};
 
 /// A template's file, as a list shows it.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::names::{Collector, Merge, Sorted};
 use super::records::Records;
 use super::{LOST_AND_FOUND, ROOT, Stats, attributes, finish};
 use crate::rootdir::RootDir;
-use crate::tree::{Checkpoint, PATH_BYTES_MAX};
+use crate::tar::{Checkpoint, PATH_BYTES_MAX};
 
 /// Each takes sixteen bytes.
 const DIRECTORIES_MAX: usize = 1 << 21;

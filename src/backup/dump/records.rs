@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::header::{Header, Kind};
 use super::volume::Volume;
 use super::{RECORD_BYTES, attributes};
-use crate::tree::{CHECKPOINT_BYTES, Checkpoint};
+use crate::tar::{CHECKPOINT_BYTES, Checkpoint};
 
 /// One buffer carries all data.
 const BUFFER_BYTES: usize = 256 * 1024;

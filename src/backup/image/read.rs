@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
 use crate::report::WithHint;
-use crate::tree::Checkpoint;
-use crate::tree::archive::{self, Entry, EntryKind, Extent, Input};
+use crate::tar::Checkpoint;
+use crate::tar::archive::{self, Entry, EntryKind, Extent, Input};
 
 /// Of the digest's member.
 const DIGEST_BYTES_MAX: u64 = 1024;

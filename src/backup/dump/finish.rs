@@ -11,7 +11,7 @@ use rustix::fs::{
 
 use super::inode::Inode;
 use super::{Stats, attributes};
-use crate::tree::{Target, set_owner_and_mode};
+use crate::tar::{Target, set_owner_and_mode};
 
 /// Owner, mode and attributes of an open file or directory.
 pub(super) fn open_file(file: BorrowedFd<'_>, inode: &Inode, blocks: &[Vec<u8>]) -> Result<()> {

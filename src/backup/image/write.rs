@@ -11,8 +11,8 @@ use std::vec::IntoIter;
 use anyhow::{Context, Result, bail};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, Manifest};
-use crate::stream::outlet::{Outlet, Piece, beside_signals};
-use crate::tree::archive::{self, Extent, Member, Output, Sparse, Time};
+use crate::backup::outlet::{Outlet, Piece, beside_signals};
+use crate::tar::archive::{self, Extent, Member, Output, Sparse, Time};
 
 /// As many as keep two processors busy.
 const CARRIERS: usize = 2;

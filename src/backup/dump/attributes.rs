@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::header::word;
-use crate::tree::{ACL_ACCESS, ACL_DEFAULT};
+use crate::tar::{ACL_ACCESS, ACL_DEFAULT};
 
 /// What is behind the inode, and one block.
 pub(super) const BLOCKS_MAX: usize = 2;

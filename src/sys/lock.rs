@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{FlockOperation, flock, major, minor};
 
-use crate::signals;
+use crate::sys::signals;
 
 /// How often a waiting lock is tried: a caught signal is seen as fast.
 const POLL: Duration = Duration::from_millis(100);

@@ -29,7 +29,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FileType;
 
 use crate::rootdir::RootDir;
-use crate::tree::Checkpoint;
+use crate::tar::Checkpoint;
 use directories::{Collected, Directories};
 use header::{Header, Kind};
 use inode::Inode;

@@ -4,8 +4,7 @@ use anyhow::{Result, bail, ensure};
 use rustix::fs::{FileType, IFlags, Timespec, Timestamps};
 
 use super::header::{INODE_BYTES, word};
-use crate::tree::Owner;
-use crate::tree::Time;
+use crate::tar::{Owner, Time};
 
 /// Offsets in struct new_bsd_inode.
 const ATIME: usize = 16;

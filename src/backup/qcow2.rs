@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::compressed::WINDOW_LOG_MAX;
 use crate::disk::foreign::ReadAt;
-use crate::signals;
+use crate::sys::signals;
 
 pub const MAGIC: &[u8] = b"QFI\xfb";
 

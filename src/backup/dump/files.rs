@@ -13,7 +13,7 @@ use super::inode::Inode;
 use super::names::{Entry, Merge};
 use super::records::Records;
 use super::{Stats, finish};
-use crate::tree::PATH_BYTES_MAX;
+use crate::tar::PATH_BYTES_MAX;
 
 const CREATE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

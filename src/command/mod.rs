@@ -1,6 +1,7 @@
 //! Alone spawns processes: explicit argv and environment, stdin from nowhere unless given, output live in the
 //! log, a bounded tail for the error, death with us. It knows nothing of what the tools do.
 
+pub mod init;
 mod pump;
 
 use std::ffi::{OsStr, OsString};
@@ -17,9 +18,9 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 use pump::{Pump, Tail};
 
-use crate::init::{self, Device, Job};
 use crate::report::{self, WithHint};
-use crate::{signals, sys};
+use crate::sys::{self, signals};
+use init::{Device, Job};
 
 /// Where tools are looked for when the caller's environment does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -66,7 +66,7 @@ pub enum Source {
     Dump(Box<dyn Read>),
     /// For [`image::Image`].
     Image(Box<dyn Read>),
-    /// For [`crate::tree::unpack()`].
+    /// For [`crate::tar::unpack()`].
     Tree(Box<dyn Read>),
     /// A raw disk, and its first bytes again.
     Raw(Box<dyn Read>, Vec<u8>),

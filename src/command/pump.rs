@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{report, signals};
+use crate::report;
+use crate::sys::signals;
 
 /// Lines of output that an error shows.
 const TAIL_LINES: usize = 8;

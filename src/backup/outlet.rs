@@ -15,7 +15,7 @@ use nix::fcntl::{SpliceFFlags, vmsplice};
 
 use super::widen;
 use crate::report::Hint;
-use crate::signals;
+use crate::sys::signals;
 
 /// A huge page of most machines: had at once, where 512 small ones would cost more than copying.
 const PIECE_BYTES: usize = 2 << 20;

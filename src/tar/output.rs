@@ -192,9 +192,9 @@ impl<'a> Output<'a> {
 mod tests {
     use std::io::Cursor;
 
-    use super::super::entry;
-    use super::super::input::Input;
     use super::{Member, Output, Time};
+    use crate::tar::entry;
+    use crate::tar::input::Input;
 
     #[test]
     fn what_does_not_fit_into_a_header_comes_back_from_the_extended_header() {

@@ -74,7 +74,7 @@ pub(super) struct Header {
 }
 
 /// Whether `first` is the begin of a dump, and one that is accepted; `None` if it is none.
-pub(in crate::stream) fn identify(first: &[u8]) -> Option<Result<()>> {
+pub(in crate::backup) fn identify(first: &[u8]) -> Option<Result<()>> {
     let magic = first.get(C_MAGIC..C_MAGIC + 4)?.try_into().ok()?;
     let (little, big) = (u32::from_le_bytes(magic), u32::from_be_bytes(magic));
     Some(match (little, big) {
