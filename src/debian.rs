@@ -1,6 +1,7 @@
-//! What is known of releases by their names: how old their kernels are.
+//! What is known of Debian and its relatives by name: how old the kernels of releases are, and what architectures are called.
+//! Owns these tables; must not ask the node.
 
-use crate::disk::KernelVersion;
+use crate::filesystem::KernelVersion;
 
 /// Kernels of releases that are older than a node may be. The tools and loaders of a release are of its kernel's age.
 const KERNELS: [(&str, KernelVersion); 20] = [
@@ -32,6 +33,20 @@ pub fn kernel(suite: &str) -> Option<KernelVersion> {
     // bookworm-backports and the like are of their release's age.
     let release = suite.split(['-', '/']).next().unwrap_or(suite);
     KERNELS.iter().find(|(name, _)| *name == release).map(|(_, kernel)| *kernel)
+}
+
+/// The Debian architecture of this node: that of this program, which was built for it.
+pub fn node_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "i386",
+        "aarch64" => "arm64",
+        "arm" => "armhf",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64el",
+        "powerpc64" => "ppc64",
+        "loongarch64" => "loong64",
+        other => other,
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! [`request`], the request plus layered [`settings`] into a [`plan`], and the plan into a disk. The verbs in
 //! [`verbs`] read as stories; ARCHITECTURE.md holds the map of the house and the invariants.
 
+pub mod allocation;
 pub mod backup;
 pub mod bootstrap;
 pub mod cache;
@@ -11,9 +12,13 @@ pub mod cli;
 pub mod command;
 pub mod debian;
 pub mod disk;
+pub mod filesystem;
 pub mod guest;
 pub mod hooks;
+pub mod partition_table;
 pub mod plan;
+pub mod probe;
+pub mod reader;
 pub mod report;
 pub mod request;
 pub mod rootdir;

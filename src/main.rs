@@ -9,10 +9,10 @@ use clap::error::ErrorKind;
 use ganeti_instance_debootstrap::cli::Cli;
 use ganeti_instance_debootstrap::command::init;
 use ganeti_instance_debootstrap::request::{Verb, process_env};
-use ganeti_instance_debootstrap::sys::signals;
-use ganeti_instance_debootstrap::sys::signals::Interrupted;
+use ganeti_instance_debootstrap::sys;
+use ganeti_instance_debootstrap::sys::signals::{self, Interrupted};
 use ganeti_instance_debootstrap::verbs::{self, Outcome};
-use ganeti_instance_debootstrap::{PROGRAM, report, sys};
+use ganeti_instance_debootstrap::{PROGRAM, report};
 
 /// Done.
 const DONE: u8 = 0;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
-use ganeti_instance_debootstrap::disk::layout::Purpose;
+use ganeti_instance_debootstrap::partition_table::layout::Purpose;
 use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::Settings;

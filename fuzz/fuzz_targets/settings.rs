@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ganeti_instance_debootstrap::disk::layout::Purpose;
-use ganeti_instance_debootstrap::disk::{Medium, PartitionStyle};
+use ganeti_instance_debootstrap::disk::Medium;
+use ganeti_instance_debootstrap::filesystem::PartitionStyle;
+use ganeti_instance_debootstrap::partition_table::layout::Purpose;
 use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Instance, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::table::KEYS;

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::disk::foreign;
+use crate::probe;
 use crate::report::WithHint;
 
 /// How much of a stream [`identify()`] wants to see: the superblock of btrfs lies at 64 KiB.
@@ -109,9 +109,7 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);
     }
     let boot_sector = first_bytes.get(510..512) == Some(&[0x55, 0xaa]);
-    if boot_sector
-        || foreign::identify(first_bytes, 0, first_bytes.len() as u64)? != foreign::Content::Unknown
-    {
+    if boot_sector || probe::identify(first_bytes, 0, first_bytes.len() as u64)? != probe::Content::Unknown {
         return Ok(Kind::Raw);
     }
     if first_bytes.is_empty() {

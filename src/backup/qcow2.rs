@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::compressed::WINDOW_LOG_MAX;
-use crate::disk::foreign::ReadAt;
+use crate::reader::ReadAt;
 use crate::sys::signals;
 
 pub const MAGIC: &[u8] = b"QFI\xfb";

@@ -9,9 +9,9 @@ use super::Recipe;
 use super::debootstrap::default_mirror;
 use super::downloads::ARCHIVES;
 use crate::command::{self, Tool};
+use crate::debian::node_arch;
 use crate::report::WithHint;
 use crate::rootdir::RootDir;
-use crate::settings::node_arch;
 
 /// debootstrap's own keyring for these suites.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";

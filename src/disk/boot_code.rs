@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::layout::{Layout, Role};
-use super::{PartitionStyle, SECTOR_BYTES};
+use crate::filesystem::{PartitionStyle, SECTOR_BYTES};
+use crate::partition_table::layout::{Layout, Role};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// The BIOS parameter block, which is the disk's own.
@@ -107,12 +107,12 @@ mod tests {
 
     #[test]
     fn core_img_finds_its_place_or_is_refused() {
-        let wishes = crate::disk::layout::Wishes {
+        let wishes = crate::partition_table::layout::Wishes {
             alignment_sectors: 2048,
             loader: true,
             uefi: false,
             swap_bytes: None,
-            purpose: crate::disk::layout::Purpose::System,
+            purpose: crate::partition_table::layout::Purpose::System,
         };
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 30).unwrap();

@@ -6,11 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
-use super::Filesystem;
 use crate::command::{self, Tool, ToolError};
-
-/// The label that a filesystem on a bare disk bears until its tree is complete.
-pub const INCOMPLETE_LABEL: &str = "incomplete";
+use crate::filesystem::{Filesystem, KernelVersion};
 
 /// How a filesystem is made.
 #[derive(Debug, Clone, Copy)]
@@ -25,10 +22,6 @@ pub struct Format<'a> {
     /// More options for the tool.
     pub options: &'a [&'a str],
 }
-
-/// Major and minor version of Linux.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KernelVersion(pub u32, pub u32);
 
 impl<'a> Format<'a> {
     /// With a UUID of its own, and all that the node's tools do by default.

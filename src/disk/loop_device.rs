@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::{Disk, SECTOR_BYTES, udev};
+use super::{Disk, udev};
+use crate::filesystem::SECTOR_BYTES;
 use crate::report::{self, WithHint};
 use crate::sys::{self, Blkpg, LoopSetup, lock, loop_flags, signals};
 

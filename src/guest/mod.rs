@@ -19,7 +19,7 @@ mod timezone;
 use anyhow::Result;
 use uuid::Uuid;
 
-use crate::disk::{Filesystem, PartitionStyle};
+use crate::filesystem::{Filesystem, PartitionStyle};
 use crate::rootdir::RootDir;
 
 pub use access::Access;

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::PROGRAM;
 use crate::command::Tool;
-use crate::disk::Filesystem;
-use crate::disk::foreign::Volume;
+use crate::filesystem::Filesystem;
+use crate::probe::Volume;
 use crate::report::{self, Hint, WithHint};
 use crate::rootdir::RootDir;
 use crate::sys::{self, signals};

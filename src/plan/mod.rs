@@ -10,10 +10,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::bootstrap::{Kernel, Recipe};
 use crate::debian;
-use crate::disk::layout::{Layout, Purpose, Wishes};
-use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
+use crate::disk::Medium;
+use crate::filesystem::{Filesystem, KernelVersion, PartitionStyle};
 use crate::guest::boot::Firmware;
 use crate::guest::{Access, Console, Personality, Resolver, network};
+use crate::partition_table::layout::{Layout, Purpose, Wishes};
 use crate::report::WithHint;
 use crate::request::{Context, DiskAddress, Instance};
 use crate::settings::together::{self, Conflict};

@@ -6,9 +6,9 @@ use std::path::Path;
 use super::{BootPlan, DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan};
 use crate::bootstrap::Recipe;
 use crate::disk::Medium;
-use crate::disk::layout::Role;
 use crate::guest::Personality;
 use crate::guest::boot::Firmware;
+use crate::partition_table::layout::Role;
 use crate::report::size;
 
 impl fmt::Display for Plan {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::disk::{Filesystem, PartitionStyle};
+use crate::filesystem::{Filesystem, PartitionStyle};
 use crate::guest::access::{PasswordHash, parse_keys};
 use crate::guest::{Zone, network};
 use crate::request::Context;
@@ -174,7 +174,7 @@ impl Settings {
             suite: text("suite").to_owned(),
             mirror: text("mirror").split_ascii_whitespace().map(str::to_owned).collect(),
             proxy: optional("proxy"),
-            arch: optional("arch").unwrap_or_else(|| node_arch().to_owned()),
+            arch: optional("arch").unwrap_or_else(|| crate::debian::node_arch().to_owned()),
             components: names("components"),
             extra_pkgs: names("extra_pkgs"),
             bootstrapper: match text("bootstrapper") {
@@ -214,19 +214,5 @@ impl Settings {
             import_identity: if text("import_identity") == "new" { Identity::New } else { Identity::Keep },
             layers,
         }
-    }
-}
-
-/// The Debian architecture of this node: that of this program, which was built for it.
-pub fn node_arch() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "i386",
-        "aarch64" => "arm64",
-        "arm" => "armhf",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64el",
-        "powerpc64" => "ppc64",
-        "loongarch64" => "loong64",
-        other => other,
     }
 }

@@ -3,7 +3,7 @@
 use super::table::Kind;
 use super::{BootWish, Bootstrapper, Settings, SwapWish};
 use crate::bootstrap::mmdebstrap;
-use crate::disk::{Filesystem, PartitionStyle};
+use crate::filesystem::{Filesystem, PartitionStyle};
 
 /// A fault between settings.
 #[derive(Debug, PartialEq, Eq)]

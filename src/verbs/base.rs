@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::bootstrap::{self, Downloads};
 use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
-use crate::disk::{Filesystem, Format, LoopDevice, make_filesystem};
+use crate::disk::{Format, LoopDevice, make_filesystem};
+use crate::filesystem::Filesystem;
 use crate::guest::{Tree, Workspace, boot};
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};

@@ -9,7 +9,7 @@ use super::work::Work;
 use super::{Outcome, adopted, answer, golden, template, warn};
 use crate::cache::{BaseTar, Template};
 use crate::command;
-use crate::disk::{self, Disk, LoopDevice, foreign};
+use crate::disk::{self, Disk, LoopDevice};
 use crate::guest::{self, HookResolver, Resolver, Tree, Workspace};
 use crate::hooks::{self, Stage};
 use crate::plan::{DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan, disk_path};
@@ -148,7 +148,7 @@ fn introduce(guest: &Guest<'_>, disk: &Disk) {
 fn empty(disk: &Disk) -> Result<()> {
     report::step("wiping the disk", || {
         // What an earlier table names would be found again by the next one that has a partition there.
-        let parts = foreign::survey(disk).map(|(_, parts)| parts).unwrap_or_default();
+        let parts = disk.survey().map(|survey| survey.parts).unwrap_or_default();
         for part in parts {
             disk::wipe_root(disk, part.start_bytes, part.size_bytes)?;
         }

@@ -10,11 +10,11 @@ use super::guest_disk::{GuestRoot, Sought};
 use super::new_identity;
 use super::restore_disk::{Restoring, Sector, with_first_sector};
 use super::source::DiskImage;
-use crate::disk::foreign::Content;
 use crate::disk::{Disk, boot_code};
 use crate::guest::{self, Tree, Workspace};
 use crate::hooks::{self, Stage};
 use crate::plan::{DiskFacts, ImagePlan};
+use crate::probe::Content;
 use crate::report::{self, WithHint};
 
 /// Writes the image and makes it this instance's; a failure leaves a wiped disk.
@@ -49,8 +49,9 @@ impl Fitting<'_> {
     /// Makes the guest on the disk this instance's, and runs the hooks.
     fn fit(&self, sector: &mut Sector) -> Result<()> {
         let (disk, workspace) = (self.disk, self.workspace);
-        with_first_sector(disk, sector, |(table, parts), sector| {
-            let guest = match GuestRoot::seek(disk, workspace, (table, parts), Tree::Ours { options: "" })? {
+        with_first_sector(disk, sector, |survey, sector| {
+            let has_table = survey.table.is_some();
+            let guest = match GuestRoot::seek(disk, workspace, survey, Tree::Ours { options: "" })? {
                 Sought::Found(guest) => guest,
                 Sought::Nothing(found) => {
                     return Err(anyhow!("no root of a guest is on the image: it holds {found}"))
@@ -60,7 +61,7 @@ impl Fitting<'_> {
             let own_label = guest.mark_incomplete()?;
             report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
             if hooks::any(&self.plan.hooks)? {
-                self.customise(&guest, table.is_some().then_some(sector))?;
+                self.customise(&guest, has_table.then_some(sector))?;
             }
             if let Some(label) = own_label {
                 guest.relabel(&label)?;

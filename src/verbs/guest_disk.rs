@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::disk::foreign::{self, Content, Part, TableKind, Volume};
-use crate::disk::{Disk, INCOMPLETE_LABEL, LoopDevice};
+use crate::disk::{Disk, LoopDevice};
+use crate::filesystem::INCOMPLETE_LABEL;
 use crate::guest::{Root, Tree, Workspace};
+use crate::partition_table::TableKind;
+use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 
@@ -39,8 +41,8 @@ pub enum Sought {
 impl GuestRoot {
     /// Finds the root on a disk that a guest wrote. An error says what was found instead.
     pub fn find(disk: &Disk, workspace: &Workspace) -> Result<GuestRoot> {
-        let survey = foreign::survey(disk)?;
-        if survey.0.is_none() && survey.1.iter().all(|part| part.content == Content::Unknown) {
+        let survey = disk.survey()?;
+        if survey.table.is_none() && survey.parts.iter().all(|part| part.content == Content::Unknown) {
             return Err(anyhow!(
                 "no guest is on {}: nothing that is known stands there",
                 disk.path.display()
@@ -61,7 +63,7 @@ impl GuestRoot {
     pub fn seek(
         disk: &Disk,
         workspace: &Workspace,
-        (table, parts): (Option<TableKind>, Vec<Part>),
+        Survey { table, parts }: Survey,
         whose: Tree,
     ) -> Result<Sought> {
         let mut found = Vec::new();

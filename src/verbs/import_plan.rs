@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::disk::layout::Role;
 use crate::disk::{Disk, Medium};
+use crate::partition_table::layout::Role;
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, size};
 use crate::request::InstanceName;

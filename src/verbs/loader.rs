@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use uuid::Uuid;
 
-use crate::disk::layout::{Layout, Role};
 use crate::disk::{LoopDevice, boot_code, esp};
 use crate::guest::boot::{EfiFile, Pieces};
+use crate::partition_table::layout::{Layout, Role};
 use crate::plan::BootPlan;
 use crate::report::{self, WithHint};
 

@@ -5,9 +5,10 @@ use anyhow::{Context as _, Result};
 use super::guest_disk::{GuestRoot, Sought};
 use super::restore_disk::{Sector, check_ext, with_first_sector};
 use crate::command::Tool;
-use crate::disk::foreign::{Content, Part, TableKind, Volume};
-use crate::disk::{Disk, Filesystem, LoopDevice, Renewal};
+use crate::disk::{Disk, LoopDevice, Renewal};
+use crate::filesystem::Filesystem;
 use crate::guest::{Thawed, Tree, Workspace, identity, references};
+use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};
 use crate::request::InstanceName;
 use crate::rootdir::RootDir;
@@ -35,21 +36,21 @@ pub fn renew(
     many_disks: bool,
 ) -> Result<()> {
     report::step("giving it an identity of its own", || {
-        with_first_sector(disk, sector, |(table, parts), sector| {
+        with_first_sector(disk, sector, |survey, sector| {
             let mut renewal = Renewal::new(name.full(), many_disks);
-            renewal.table(&disk.file, disk.size_bytes, table, &parts, sector)?;
-            for part in &parts {
+            renewal.table(&disk.file, disk.size_bytes, &survey, sector)?;
+            for part in &survey.parts {
                 renewal.part(&disk.file, part)?;
                 if let Content::Other(what) = &part.content {
                     report::warning(&format!("{what} keeps the identifiers that it has"));
                 }
             }
-            for part in parts.iter().filter(|part| matches!(part.content, Content::Fat(_))) {
+            for part in survey.parts.iter().filter(|part| matches!(part.content, Content::Fat(_))) {
                 renewal.fat_texts(&disk.file, part)?;
             }
             disk.flush_path_cache()?;
-            let root = renew_root(disk, workspace, (table, parts.clone()), &renewal, name)?;
-            for part in &parts {
+            let root = renew_root(disk, workspace, survey.clone(), &renewal, name)?;
+            for part in &survey.parts {
                 if let Content::Filesystem(volume) = part.content {
                     if root.as_ref() != Some(part) {
                         renew_boot(disk, workspace, part, volume, &renewal)?;
@@ -68,7 +69,7 @@ pub fn renew(
 fn renew_root(
     disk: &Disk,
     workspace: &Workspace,
-    survey: (Option<TableKind>, Vec<Part>),
+    survey: Survey,
     renewal: &Renewal,
     name: &InstanceName,
 ) -> Result<Option<Part>> {

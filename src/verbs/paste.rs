@@ -12,8 +12,8 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use uuid::Uuid;
 
+use crate::allocation::ext4::identity::{SUPERBLOCK_BYTES, renew_journal, renew_superblock};
 use crate::cache::{PIECE_BYTES, Part, Template};
-use crate::disk::used::ext::identity::{SUPERBLOCK_BYTES, renew_journal, renew_superblock};
 use crate::disk::{AlignedBuffer, DirectDisk, Disk, Medium, zero_range};
 use crate::report;
 use crate::sys::signals;

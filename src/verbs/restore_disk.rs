@@ -10,9 +10,12 @@ use anyhow::{Context as _, Error, Result, anyhow};
 use crate::backup::image::Image;
 use crate::backup::qcow2::{Piece, Qcow2};
 use crate::command::{Tool, ToolError};
-use crate::disk::foreign::{self, Content, Part, ReadAt, TableKind, Volume, WithSector, partitions};
-use crate::disk::{Disk, Filesystem, Growth, HeldBack, LoopDevice, SECTOR_BYTES, grow_table};
+use crate::disk::{Disk, HeldBack, LoopDevice};
+use crate::filesystem::{Filesystem, SECTOR_BYTES};
 use crate::guest::{Tree, Workspace};
+use crate::partition_table::{self, Growth, grow_table};
+use crate::probe::{self, Content, Part, Survey, Volume};
+use crate::reader::{ReadAt, WithSector};
 use crate::report::{self, WithHint, size};
 use crate::sys::signals;
 
@@ -159,7 +162,7 @@ impl Restoring<'_> {
 
 /// Start and length of what a disk's table names, where it can be read.
 fn partitions_of(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Vec<(u64, u64)> {
-    let table = partitions::read(disk, size_bytes).ok().flatten();
+    let table = partition_table::read(disk, size_bytes).ok().flatten();
     let parts = table.iter().flat_map(|table| &table.partitions);
     parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
 }
@@ -169,11 +172,11 @@ fn partitions_of(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Vec<(u64, u6
 pub fn with_first_sector<T>(
     disk: &Disk,
     sector: &mut Sector,
-    work: impl FnOnce((Option<TableKind>, Vec<Part>), &mut Sector) -> Result<T>,
+    work: impl FnOnce(Survey, &mut Sector) -> Result<T>,
 ) -> Result<T> {
     let seen = WithSector { disk: &disk.file, sector: &*sector };
-    let survey = foreign::survey_bytes(&seen, disk.size_bytes)?;
-    let bare = survey.0.is_none();
+    let survey = probe::survey(&seen, disk.size_bytes)?;
+    let bare = survey.table.is_none();
     if bare {
         disk.file.write_all_at(sector, 0).context("writing the first sector")?;
     }
@@ -201,23 +204,23 @@ fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
 /// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
 fn grow(disk: &Disk, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
     let seen = WithSector { disk: &disk.file, sector: &*sector };
-    if let Err(error) = foreign::survey_bytes(&seen, disk.size_bytes) {
+    if let Err(error) = probe::survey(&seen, disk.size_bytes) {
         report::warning(&format!("nothing grows: {}", report::sentence(&error)));
         return Ok(());
     }
-    with_first_sector(disk, sector, |(kind, parts), sector| grow_last(disk, workspace, kind, &parts, sector))
+    with_first_sector(disk, sector, |survey, sector| grow_last(disk, workspace, &survey, sector))
 }
 
-fn grow_last(
-    disk: &Disk,
-    workspace: &Workspace,
-    kind: Option<TableKind>,
-    parts: &[Part],
-    sector: &mut Sector,
-) -> Result<()> {
-    let last = parts.iter().max_by_key(|part| part.start_bytes);
+fn grow_last(disk: &Disk, workspace: &Workspace, survey: &Survey, sector: &mut Sector) -> Result<()> {
+    let last = survey.parts.iter().max_by_key(|part| part.start_bytes);
     let growing = last.filter(|part| matches!(part.content, Content::Filesystem(_)));
-    match grow_table(&disk.file, disk.size_bytes, kind, growing, sector)? {
+    let growth = match survey.table {
+        Some(kind) => {
+            grow_table(&disk.file, disk.size_bytes, kind, growing.and_then(Part::partition), sector)?
+        }
+        None => growing.map(|part| Growth { start_bytes: part.start_bytes, size_bytes: disk.size_bytes }),
+    };
+    match growth {
         Some(growth) => {
             let part = growing.context("a part that grows")?;
             report::step(&format!("growing {part} to {}", size(growth.size_bytes)), || {

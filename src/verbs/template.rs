@@ -10,14 +10,16 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::base::free_bytes;
 use super::unpack::unpack;
+use crate::allocation;
+use crate::allocation::ext4::identity;
 use crate::cache::{BaseTar, Content, Origin, Shape, Store, Template};
 use crate::command::Tool;
-use crate::disk::foreign::{self, Content as Found};
-use crate::disk::used::ext::identity;
-use crate::disk::{Disk, Filesystem, Format, KernelVersion, LoopDevice, make_filesystem, maker_of_ext, used};
+use crate::disk::{Disk, Format, LoopDevice, make_filesystem, maker_of_ext};
+use crate::filesystem::{Filesystem, KernelVersion};
 use crate::guest::boot::Pieces;
 use crate::guest::{Tree, Workspace};
 use crate::plan::{BasePlan, Plan};
+use crate::probe::{self, Content as Found};
 use crate::report::{self, size};
 use crate::sys::{signals, tmpfile};
 
@@ -153,10 +155,10 @@ fn content_of(file: &File, store: &Store, shape: &Shape) -> Result<Content> {
         fallocate(file.as_fd(), hole, run.start, run.end - run.start).context("emptying a journal")?;
     }
     let disk = Disk::of_new_file(file.try_clone().context("opening a new template")?, &store.dir)?;
-    let (_, parts) = foreign::survey_bytes(file, shape.size_bytes)?;
+    let parts = probe::survey(file, shape.size_bytes)?.parts;
     let is_it = |found: &Found| matches!(found, Found::Filesystem(volume) if volume.filesystem.is_ext());
     ensure!(parts.len() == 1 && is_it(&parts[0].content), "what was made is not found again");
-    let in_use = used::of_disk(&disk, &parts, RUNS_MAX)?;
+    let in_use = allocation::of_disk(&disk, &parts, RUNS_MAX)?;
     if let Some(Some(reason)) = in_use.whole.first() {
         anyhow::bail!("what it uses is not known: {reason}");
     }

@@ -10,10 +10,11 @@ use super::loader::Loader;
 use super::paste::paste;
 use crate::cache::Template;
 use crate::command::Tool;
-use crate::disk::layout::Role;
 use crate::disk::{self, Disk, Format, LoopDevice};
 use crate::guest::boot::Pieces;
 use crate::guest::{self, Root, Tree, Volumes, Workspace};
+use crate::partition_table;
+use crate::partition_table::layout::Role;
 use crate::plan::{Plan, SwapPlan};
 use crate::report::{self, Hint};
 use crate::rootdir::RootDir;
@@ -177,7 +178,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         report::step(&format!("writing the {} table", layout.style), || {
-            disk::write_table(device.file(), layout)?;
+            partition_table::write_table(device.file(), layout)?;
             for partition in &layout.partitions {
                 if device.has_partition(partition.number) {
                     continue;
@@ -210,7 +211,7 @@ impl<'a> Work<'a> {
             }
             // What a hook wrote through the disk's own path lies in that path's page cache.
             self.disk.flush_path_cache()?;
-            let table = disk::table_is_there(&self.disk.file, self.plan.layout.style)?;
+            let table = partition_table::table_is_there(&self.disk.file, self.plan.layout.style)?;
             ensure!(table, "the partition table is gone; a hook wrote over it");
             Ok(())
         })

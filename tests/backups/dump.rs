@@ -10,9 +10,8 @@ use std::process::Command;
 
 use crate::common::{BlockDevice, tool};
 use anyhow::Result;
-use ganeti_instance_debootstrap::backup;
-use ganeti_instance_debootstrap::backup::Source;
 use ganeti_instance_debootstrap::backup::dump::Stats;
+use ganeti_instance_debootstrap::backup::{self, Source};
 use ganeti_instance_debootstrap::rootdir::RootDir;
 
 /// Links that need blocks of 4 KiB.

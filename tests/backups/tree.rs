@@ -11,8 +11,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::tar;
-use ganeti_instance_debootstrap::tar::{PackStats, UnpackStats};
+use ganeti_instance_debootstrap::tar::{self, PackStats, UnpackStats};
 
 /// A tree of everything that each of the tars can carry.
 const COMMON: &str = r#"

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::live::{Dice, assert_kept, hash, write_until, write_until_shut_down};
 use crate::common::{GIB, Mounted, processor_time, tool};
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
-use ganeti_instance_debootstrap::disk::used::{Usage, UsedMap, btrfs, xfs};
+use ganeti_instance_debootstrap::allocation::{Usage, UsedMap, btrfs, xfs};
+use ganeti_instance_debootstrap::reader::ReadAt;
 use ganeti_instance_debootstrap::sys;
 
 const MIB: u64 = 1 << 20;

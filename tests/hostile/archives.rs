@@ -9,8 +9,7 @@ use std::os::unix::fs::{FileTypeExt, symlink};
 use crate::common::unharmed::Guest;
 use anyhow::{Result, bail};
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::tar;
-use ganeti_instance_debootstrap::tar::UnpackStats;
+use ganeti_instance_debootstrap::tar::{self, UnpackStats};
 
 trait Unpack {
     fn unpack(&self, archive: &[u8]) -> Result<UnpackStats>;

@@ -14,7 +14,7 @@ use crate::common::{
     root_offset, tool,
 };
 use ganeti_instance_debootstrap::backup::qcow2::{Piece, Qcow2};
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
+use ganeti_instance_debootstrap::reader::ReadAt;
 use sha2::{Digest, Sha256, Sha512};
 
 const MIB: u64 = 1 << 20;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::{Console, GRUB_CFG, MAX_BYTES, PIECES, core_image, kernel_consoles, terminals};
-use crate::disk::PartitionStyle;
+use crate::filesystem::PartitionStyle;
 use crate::rootdir::{Kind, RootDir};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use super::Console;
-use crate::disk::PartitionStyle;
+use crate::filesystem::PartitionStyle;
 use crate::rootdir::RootDir;
 
 pub use adopt::{adopt, changed_paths, repair, with_root};

@@ -1,0 +1,138 @@
+//! btrfs: what its extent tree holds is in use, on each copy of it. All offsets are those of the published on-disk
+//! format.
+//!
+//! Trees are never overwritten in place, so those of the superblock hold together at any instant, mounted or not. What
+//! was fsynced since the last commit lies in log trees, and in extents that no extent tree knows yet.
+
+mod chunks;
+mod superblock;
+mod tree;
+
+use anyhow::Result;
+
+use super::reader::{Source, Step, settle, unsure};
+use super::{Usage, UsedMap};
+use crate::reader::ReadAt;
+use chunks::Chunks;
+use superblock::Superblock;
+use tree::{Forest, Key, Root, le64};
+
+/// What lies before the first chunk: a boot loader, perhaps, and the superblock.
+const RESERVED_BYTES: u64 = 1 << 20;
+const ROOT_ITEM: u8 = 132;
+const EXTENT_ITEM: u8 = 168;
+const METADATA_ITEM: u8 = 169;
+/// The extent tree's number.
+const EXTENT_TREE: u64 = 2;
+/// Of a root's item.
+const ROOT_ITEM_MIN_BYTES: usize = 239;
+const FILE_EXTENT: u8 = 108;
+/// Of one that is not inline, by its byte 20.
+const FILE_EXTENT_BYTES: usize = 53;
+const INLINE: u8 = 0;
+/// Log trees: one for each subvolume that was written.
+const LOGS_MAX: usize = 1 << 14;
+
+/// What of the `size_bytes` at `start_bytes`, where a btrfs lies, is in use. An error only where the disk cannot be
+/// read.
+pub fn usage(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64) -> Result<Usage> {
+    settle(map(&Source::new(disk, start_bytes, size_bytes)))
+}
+
+fn map<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<UsedMap> {
+    let superblock = Superblock::read(source)?;
+    let system = Chunks::of_superblock(&superblock)?;
+    let chunks = Chunks::read(&Forest { source, superblock: &superblock, chunks: &system })?;
+    if !chunks.contain(&system) {
+        return unsure("the superblock and the chunk tree differ");
+    }
+    let mut map = UsedMap::empty(source.size_bytes());
+    map.mark(0, RESERVED_BYTES);
+    superblock::copies().for_each(|at| map.mark(at, superblock::SIZE_BYTES as u64));
+    // What lies behind the filesystem's end is nobody's to call free.
+    map.mark(superblock.device_bytes, u64::MAX);
+    let forest = Forest { source, superblock: &superblock, chunks: &chunks };
+    mark_extents(&forest, &mut map)?;
+    if let Some(log) = superblock.log {
+        chunks.mark_metadata(&mut map);
+        mark_logged(&forest, log, &mut map)?;
+    }
+    Ok(map)
+}
+
+fn mark_extents<D: ReadAt + ?Sized>(forest: &Forest<D>, map: &mut UsedMap) -> Step<()> {
+    let superblock = forest.superblock;
+    let (mut behind, mut sum_bytes) = (0, 0u64);
+    forest.walk(extent_root(forest)?, &mut |key, _| {
+        let length = match key.kind {
+            EXTENT_ITEM => key.offset,
+            METADATA_ITEM => superblock.node_bytes,
+            _ => return Ok(()),
+        };
+        if key.object < behind {
+            return unsure(format!("extents overlap at {}", key.object));
+        }
+        forest.chunks.mark(key.object, length, map)?;
+        behind = key.object + length;
+        sum_bytes = sum_bytes.saturating_add(length);
+        Ok(())
+    })?;
+    if sum_bytes != superblock.used_bytes {
+        return unsure(format!(
+            "extents have {sum_bytes} bytes and the superblock counts {}",
+            superblock.used_bytes
+        ));
+    }
+    Ok(())
+}
+
+fn extent_root<D: ReadAt + ?Sized>(forest: &Forest<D>) -> Step<Root> {
+    let mut found = None;
+    forest.walk(forest.superblock.root, &mut |key: Key, item: &[u8]| {
+        if (key.object, key.kind) != (EXTENT_TREE, ROOT_ITEM) {
+            return Ok(());
+        }
+        if found.is_some() || item.len() < ROOT_ITEM_MIN_BYTES {
+            return unsure("the root of the extent tree does not hold together");
+        }
+        found = Some(root_of(item));
+        Ok(())
+    })?;
+    found.map_or_else(|| unsure("there is no extent tree"), Ok)
+}
+
+/// The data that was fsynced since the last commit. The log trees' own blocks are somewhere in the chunks of metadata.
+fn mark_logged<D: ReadAt + ?Sized>(forest: &Forest<D>, log: Root, map: &mut UsedMap) -> Step<()> {
+    let mut roots = Vec::new();
+    forest.walk(log, &mut |key: Key, item: &[u8]| {
+        if key.kind != ROOT_ITEM {
+            return Ok(());
+        }
+        if item.len() < ROOT_ITEM_MIN_BYTES || roots.len() >= LOGS_MAX {
+            return unsure("the log trees do not hold together");
+        }
+        roots.push(root_of(item));
+        Ok(())
+    })?;
+    for root in roots {
+        forest.walk(root, &mut |key, item| {
+            if key.kind != FILE_EXTENT || item.get(20) == Some(&INLINE) {
+                return Ok(());
+            }
+            if item.len() < FILE_EXTENT_BYTES {
+                return unsure("the log trees do not hold together");
+            }
+            match (le64(item, 21), le64(item, 29)) {
+                // A hole.
+                (0, _) => Ok(()),
+                (at, length) => forest.chunks.mark(at, length, map),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// What a root's item says, behind an inode's item of 160 bytes.
+fn root_of(item: &[u8]) -> Root {
+    Root { at: le64(item, 176), generation: le64(item, 160), level: item[238] }
+}
