@@ -4,6 +4,7 @@
 //! [`request`], the request plus layered [`settings`] into a [`plan`], and the plan into a disk. The verbs in
 //! [`verbs`] read as stories; ARCHITECTURE.md holds the map of the house and the invariants.
 
+pub mod admin_file;
 pub mod allocation;
 pub mod backup;
 pub mod bootstrap;
@@ -15,12 +16,14 @@ pub mod disk;
 pub mod filesystem;
 pub mod guest;
 pub mod hooks;
+pub mod install;
 pub mod partition_table;
 pub mod plan;
 pub mod probe;
 pub mod reader;
 pub mod report;
 pub mod request;
+pub mod restore;
 pub mod rootdir;
 pub mod settings;
 pub mod sys;

@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
 use ganeti_instance_debootstrap::filesystem::PartitionStyle;
-use ganeti_instance_debootstrap::partition_table::layout::Purpose;
-use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
+use ganeti_instance_debootstrap::plan::{DiskFacts, Plan, TreeSource};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Instance, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::table::KEYS;
 use ganeti_instance_debootstrap::settings::{Settings, show};
@@ -94,8 +93,9 @@ fn request(
 /// Every layout lies on its disk, in order, where it may begin.
 fn plan(request: &Request, instance: &Instance, settings: &Settings) {
     for size_bytes in [1 << 29, (4 << 30) + 512, (2 << 40) - 512, 3 << 40] {
-        let disk = DiskFacts { size_bytes, medium: Medium::File, purpose: Purpose::System };
-        let Ok(plan) = Plan::new(&request.context, instance, settings, disk) else { continue };
+        let disk = DiskFacts { size_bytes, medium: Medium::File };
+        let plan = Plan::for_create(&request.context, instance, settings, disk, TreeSource::Recipe);
+        let Ok(plan) = plan else { continue };
         let mut free_from = 1;
         for partition in &plan.layout.partitions {
             assert!(partition.start_sector >= free_from && partition.sectors > 0, "{plan}");

@@ -23,7 +23,7 @@ use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
 pub use manifest::Manifest;
-pub use publish::NewBase;
+pub use publish::{Compression, NewBase};
 pub use template::{Content, PIECE_BYTES, Part, Shape, Template, TemplateEntry};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -115,7 +115,7 @@ pub struct StoreLock {
 
 /// `base-trixie-amd64-0123456789abcdef`
 pub fn stem(recipe: &Recipe) -> String {
-    let digest = format!("{:x}", Sha256::digest(recipe.shape()));
+    let digest = format!("{:x}", Sha256::digest(recipe.cache_key()));
     let suite = recipe.suite.replace('/', "_");
     format!("base-{suite}-{}-{}", recipe.arch, &digest[..16])
 }
@@ -323,8 +323,7 @@ fn foreign_names(name: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::Kernel;
-    use crate::settings::{AptFile, Bootstrapper};
+    use crate::bootstrap::{AptFile, Bootstrapper, Kernel};
     use std::collections::BTreeMap;
 
     fn recipe() -> Recipe {

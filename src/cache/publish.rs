@@ -14,8 +14,14 @@ use super::manifest::now;
 use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
 use crate::report;
-use crate::settings::Compression;
 use crate::sys::tmpfile::{give_name, nameless};
+
+/// How a new cache file is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+}
 
 /// A base tar while it is written.
 pub struct NewBase {

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod boot;
 mod console;
+pub mod found_root;
 pub mod fstab;
 pub mod identity;
 mod mount;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{BootPlan, DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan};
+use super::{BootPlan, DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan, TreeSource};
 use crate::bootstrap::Recipe;
 use crate::disk::Medium;
 use crate::guest::Personality;
@@ -27,8 +27,8 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "filesystem  {}", self.filesystem)?;
         match &self.source {
-            Some(file) => writeln!(f, "source      {file}, a root tar")?,
-            None => write_recipe(f, &self.base.recipe)?,
+            TreeSource::File(file) => writeln!(f, "source      {file}, a root tar")?,
+            TreeSource::Recipe | TreeSource::Backup => write_recipe(f, &self.base.recipe)?,
         }
         write_guest(f, &self.personality)?;
         match &self.boot {
@@ -45,7 +45,7 @@ impl fmt::Display for Plan {
         match &self.swap {
             SwapPlan::None => {}
             SwapPlan::Device(path) => writeln!(f, "swap        {}", path.display())?,
-            SwapPlan::Partition => writeln!(f, "swap        partition 2")?,
+            SwapPlan::Partition { .. } => writeln!(f, "swap        partition 2")?,
             SwapPlan::File { size_bytes } => writeln!(f, "swap        /swapfile, {}", size(*size_bytes))?,
         }
         write_hooks(f, &self.hooks)

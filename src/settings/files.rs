@@ -1,12 +1,12 @@
 //! One TOML file of settings: read, checked for who may write it, each value with its line.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::table::{self, KEYS, Kind};
 use super::{Origin, Value, Values};
+use crate::admin_file::writable_by_others;
 use crate::report;
 
 /// Larger files are refused: nobody writes a megabyte of settings.
@@ -36,17 +36,6 @@ pub fn read(path: &Path, role: Role) -> Option<TomlFile> {
         Err(problem) => return Some(TomlFile { problems: vec![problem], ..TomlFile::default() }),
     };
     Some(parse(&text, path, role))
-}
-
-/// Whether others than root (or whoever runs us) may write a file: a sentence, or None.
-pub fn writable_by_others(path: &Path) -> Option<String> {
-    let meta = std::fs::metadata(path).ok()?;
-    let us = nix::unistd::geteuid().as_raw();
-    let mode = meta.mode() & 0o7777;
-    if meta.uid() != 0 && meta.uid() != us {
-        return Some(format!("{} belongs to uid {}, not to root", path.display(), meta.uid()));
-    }
-    (mode & 0o022 != 0).then(|| format!("{} can be written by others (mode {mode:04o})", path.display()))
 }
 
 fn read_guarded(path: &Path) -> Result<Option<String>, String> {

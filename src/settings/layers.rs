@@ -11,6 +11,7 @@ use anyhow::Result;
 use super::files::{self, Role, TomlFile};
 use super::table::{self, KEYS};
 use super::{kind, shell, variants};
+use crate::admin_file;
 use crate::command::ToolError;
 use crate::report;
 use crate::request::{Api, Context};
@@ -112,7 +113,7 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let mut shell = shell::Evaluated::default();
     let has_shell = legacy.is_some() || source.conf().is_some();
     if legacy.is_some() || source.conf().is_some() {
-        warnings.extend(legacy.and_then(|path| files::writable_by_others(path)));
+        warnings.extend(legacy.and_then(|path| admin_file::writable_by_others(path)));
         let files = shell::Files {
             defaults_file: legacy.map(|p| p.as_path()),
             variant: context.variant.as_ref().map(|v| v.as_str()),

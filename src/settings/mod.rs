@@ -20,15 +20,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::bootstrap::{AptFile, Bootstrapper};
+use crate::cache::Compression;
 use crate::filesystem::{Filesystem, PartitionStyle};
 use crate::guest::access::{PasswordHash, parse_keys};
 use crate::guest::{Zone, network};
 use crate::request::Context;
-pub use apt::AptFile;
-pub use files::writable_by_others;
 pub use layers::{Era, Layers, Origin, Value, Values};
 use syntax::split;
-pub use values::{Algorithm, Bootstrapper, Identity, SealedFile, Source, SwapWish};
+pub use values::{Identity, Source, SwapWish};
 pub use variants::{published, with_files};
 
 /// Everything that is wrong with the settings, a sentence each.
@@ -51,13 +51,6 @@ pub enum BootWish {
     Bios,
     Uefi,
     No,
-}
-
-/// How a new cache file is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    None,
-    Gzip,
 }
 
 /// Settings as the rest of the program uses them.

@@ -1,8 +1,8 @@
 //! Settings that are right alone and cannot work together, whatever the instance and its hypervisor are. Pure.
 
 use super::table::Kind;
-use super::{BootWish, Bootstrapper, Settings, SwapWish};
-use crate::bootstrap::mmdebstrap;
+use super::{BootWish, Settings, SwapWish};
+use crate::bootstrap::{Bootstrapper, mmdebstrap};
 use crate::filesystem::{Filesystem, PartitionStyle};
 
 /// A fault between settings.

@@ -1,9 +1,7 @@
 //! Settings whose text says more than one thing, parsed.
 
-use std::fmt;
-use std::path::PathBuf;
-
 use super::syntax::number;
+use crate::admin_file::SealedFile;
 
 /// Where swap is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,69 +61,9 @@ impl Source {
     }
 }
 
-/// A file of which the administrator said what it holds: its digest is his seal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedFile {
-    pub path: PathBuf,
-    pub algorithm: Algorithm,
-    /// Lower case.
-    pub hex: String,
-}
-
-/// How a digest is made; those with which images are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    Sha256,
-    Sha512,
-}
-
-impl SealedFile {
-    /// `/srv/golden.qcow2 sha256:HEX`
-    fn parse(text: &str) -> Option<SealedFile> {
-        let (path, digest) = text.rsplit_once(' ')?;
-        let (algorithm, hex) = match digest.split_once(':')? {
-            ("sha256", hex) if hex.len() == 64 => (Algorithm::Sha256, hex),
-            ("sha512", hex) if hex.len() == 128 => (Algorithm::Sha512, hex),
-            _ => return None,
-        };
-        let path = path.trim_end();
-        let good = path.starts_with('/') && !path.contains(char::is_control);
-        let good = good && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-        good.then(|| SealedFile { path: path.into(), algorithm, hex: hex.to_ascii_lowercase() })
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Algorithm::Sha256 => "sha256",
-            Algorithm::Sha512 => "sha512",
-        })
-    }
-}
-
 /// Whether what is restored is the guest that was backed up, or another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
     Keep,
     New,
-}
-
-/// Which program makes a root tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bootstrapper {
-    /// The faster one, where it makes the same tree.
-    Auto,
-    Debootstrap,
-    Mmdebstrap,
-}
-
-impl fmt::Display for Bootstrapper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Bootstrapper::Auto => "auto",
-            Bootstrapper::Debootstrap => "debootstrap",
-            Bootstrapper::Mmdebstrap => "mmdebstrap",
-        })
-    }
 }

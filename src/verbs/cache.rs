@@ -6,14 +6,15 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::base::{self, Freshness};
-use super::{Outcome, answer, image, node_context, template, warn};
+use super::{Outcome, answer, image, node_context, warn};
 use crate::bootstrap::{Kernel, downloads};
 use crate::cache::{Entry, Kind, Store, TemplateEntry, manifest_path};
 use crate::cli::CacheCommand;
 use crate::disk::Medium;
 use crate::guest::Workspace;
-use crate::plan::{BasePlan, DiskFacts, Plan, base_plan, boot_plan};
+use crate::install::base_tree::{self, Freshness};
+use crate::install::template;
+use crate::plan::{BasePlan, DiskFacts, Plan, TreeSource, boot_plan};
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
@@ -43,7 +44,7 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
 /// The trees of a variant that are to be made, with its settings.
 fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
     for plan in plans(env, variant, None)? {
-        base::ready(&plan, workspace, freshness)?;
+        base_tree::ready(&plan, workspace, freshness)?;
     }
     Ok(())
 }
@@ -52,15 +53,16 @@ fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Fre
 fn disk_plan(env: &Env, variant: Option<&str>, size_bytes: u64) -> Result<Plan> {
     let (name, output) = ("template.example.org", Path::new("/template"));
     let wanted = image::Wanted { name, variant, size_bytes, output, params: &[] };
-    let (context, instance) = image::as_noded_would(&wanted, env)?;
+    let (context, instance) = image::request(&wanted, env)?;
     let mut settings = Settings::load(&context, "cache")?;
     settings.generate_cache = true;
-    Plan::new(&context, &instance, &settings, DiskFacts::of_system(size_bytes, Medium::File))
+    let facts = DiskFacts { size_bytes, medium: Medium::File };
+    Plan::for_create(&context, &instance, &settings, facts, TreeSource::Recipe)
 }
 
 /// The template for the disk of a plan.
 fn build_template(plan: &Plan, workspace: &Workspace) -> Result<()> {
-    let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+    let base = base_tree::ready(&plan.base, workspace, Freshness::Cached)?;
     match template::wanted(plan, &base, workspace)? {
         Some(template) => report::line(&format!("{:>10}  {}", "template", template.path.display())),
         None => report::warning("such a disk gets no template: its tree is unpacked"),
@@ -77,11 +79,11 @@ fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<
     // Whoever asks for one wants it, whatever creates do by themselves.
     settings.generate_cache = true;
     let usual = boot_plan(&settings, "kvm", &[])?.map(|boot| boot.kernel);
-    let mut plans = vec![base_plan(&context, &settings, usual)];
+    let mut plans = vec![BasePlan::new(&context, &settings, usual)];
     for other in
         [None, Some(Kernel::Cloud), Some(Kernel::Generic)].into_iter().filter(|other| *other != usual)
     {
-        let plan = base_plan(&context, &settings, other);
+        let plan = BasePlan::new(&context, &settings, other);
         if store.map(|store| store.has(&plan.recipe)).transpose()? == Some(true) {
             plans.push(plan);
         }
@@ -100,11 +102,13 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     let mut failed = Vec::new();
     for name in &names {
         let result = plans(env, Some(name), Some(store)).and_then(|plans| {
-            for plan in plans.iter().filter(|plan| !done.contains(&plan.recipe.shape())).collect::<Vec<_>>() {
+            for plan in
+                plans.iter().filter(|plan| !done.contains(&plan.recipe.cache_key())).collect::<Vec<_>>()
+            {
                 let shapes = store.shapes(&plan.recipe)?;
-                let base = base::ready(plan, &workspace, Freshness::Anew)?;
+                let base = base_tree::ready(plan, &workspace, Freshness::Anew)?;
                 template::make_again(plan, &base, &shapes, &workspace)?;
-                done.push(plan.recipe.shape());
+                done.push(plan.recipe.cache_key());
             }
             Ok(())
         });

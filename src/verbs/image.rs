@@ -14,7 +14,7 @@ use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
 use crate::plan::DiskFacts;
 use crate::report::{self, WithHint};
-use crate::request::{Api5Flags, Context, Env, Instance, Refusal, Request, Task, Verb};
+use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::Settings;
 use crate::sys::tmpfile::{give_name, nameless};
 
@@ -38,10 +38,10 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     }
     let (name, variant) = (&args.name, args.variant.as_deref());
     let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };
-    let (context, instance) = as_noded_would(&wanted, &env)?;
+    let (context, instance) = request(&wanted, &env)?;
     let settings = Settings::load(&context, "create")?;
     if args.dry_run {
-        let facts = DiskFacts::of_system(args.size, Medium::File);
+        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
         return create::show(&context, &instance, &settings, facts);
     }
     // First: a name can only be given in the mount namespace where the file was made.
@@ -64,11 +64,13 @@ pub struct Wanted<'a> {
     pub params: &'a [(String, String)],
 }
 
-/// What a node daemon's environment for such an instance under KVM would say.
-pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instance)> {
-    let mut given = super::node_context(env, wanted.variant)?.env;
+/// The request for such an instance under KVM. Its environment is what a node daemon's would be: shell files of settings and
+/// hooks look at it.
+pub fn request(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instance)> {
+    let instance = instance(wanted)?;
+    let mut context = super::node_context(env, wanted.variant)?;
     let places = env.iter().filter(|(name, _)| name.to_string_lossy().starts_with("GANETI_DEBOOTSTRAP_"));
-    given.extend(places.map(|(n, v)| (n.clone(), v.clone())));
+    context.env.extend(places.map(|(n, v)| (n.clone(), v.clone())));
     let size_mib = (wanted.size_bytes >> 20).to_string();
     let output = wanted.output.to_string_lossy();
     let facts = [
@@ -76,7 +78,7 @@ pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instan
         ("OS_NAME", "debootstrap"),
         ("OS_VARIANT", wanted.variant.unwrap_or("")),
         ("INSTANCE_NAME", wanted.name),
-        ("HYPERVISOR", "kvm"),
+        ("HYPERVISOR", instance.hypervisor.as_str()),
         ("DISK_COUNT", "1"),
         ("DISK_0_ACCESS", "rw"),
         ("DISK_0_PATH", &output),
@@ -86,19 +88,39 @@ pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instan
         ("INSTANCE_HV_serial_console", "True"),
         ("INSTANCE_HV_serial_speed", "115200"),
     ];
-    given.extend(facts.map(|(name, value)| (name.into(), value.into())));
+    context.env.extend(facts.map(|(name, value)| (name.into(), value.into())));
     for (key, value) in wanted.params {
-        given.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
-    }
-    match Request::read(Verb::Create, given, &Api5Flags::default()) {
-        Ok(Request { context, task: Task::Create(mut instance) }) => {
-            instance.nics_are_known = false;
-            Ok((context, instance))
+        context.env.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
+        if !value.is_empty() {
+            context.parameters.insert(key.to_lowercase(), value.clone());
         }
-        Ok(_) => bail!("an image is a create"),
-        Err(Refusal::Faults(faults)) => bail!("{}", faults.join("\n  ")),
-        Err(Refusal::ByHand) => bail!("the request was not understood"),
     }
+    Ok((context, instance))
+}
+
+fn instance(wanted: &Wanted<'_>) -> Result<Instance> {
+    let name = InstanceName::parse(wanted.name)
+        .with_context(|| format!("the name is {}; expected a host name", report::quoted(wanted.name)))?;
+    let disk = request::Disk {
+        address: DiskAddress::Path(wanted.output.to_owned()),
+        size_mib: Some(wanted.size_bytes >> 20),
+        read_only: false,
+        name: None,
+        frontend: None,
+    };
+    Ok(Instance {
+        name,
+        hypervisor: "kvm".into(),
+        disks: vec![disk],
+        nics: Vec::new(),
+        nics_are_known: false,
+        reinstall: false,
+        swap: None,
+        pygrub: false,
+        serial_console: true,
+        serial_speed: Some(115_200),
+        device_types: Vec::new(),
+    })
 }
 
 /// Gives the finished disk its name, in one step where it replaces another.

@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result};
 
-use super::guest_disk::GuestRoot;
 use super::{Outcome, answer, warn};
 use crate::disk::Disk;
+use crate::guest::found_root::GuestRoot;
 use crate::guest::network::{self, Mode};
 use crate::guest::{self, Network, Renaming, Resolver, Workspace};
 use crate::plan::disk_path;

@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Outcome, warn};
-use crate::bootstrap::mmdebstrap;
+use crate::admin_file::writable_by_others;
+use crate::bootstrap::{Bootstrapper, mmdebstrap};
 use crate::report;
 use crate::request::Context;
-use crate::settings::{Bootstrapper, Judgement, Settings, Source, writable_by_others};
+use crate::settings::{Judgement, Settings, Source};
 
 /// Where the node's own timezones are.
 const ZONES: &str = "/usr/share/zoneinfo";

@@ -12,38 +12,39 @@ use crate::common::project;
 /// Room by room, what it imports.
 #[rustfmt::skip]
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("admin_file", &["report", "sys"]),
     ("allocation", &["disk", "filesystem", "probe", "reader"]),
     ("backup", &["probe", "reader", "report", "rootdir", "sys", "tar"]),
-    ("bootstrap", &["command", "debian", "guest", "report", "rootdir", "settings", "sys"]),
-    ("cache", &["backup", "bootstrap", "report", "settings", "sys"]),
+    ("bootstrap", &["command", "debian", "guest", "report", "rootdir", "sys"]),
+    ("cache", &["backup", "bootstrap", "report", "sys"]),
     ("cli", &["settings"]),
     ("command", &["report", "sys"]),
     ("debian", &["filesystem"]),
     ("disk", &["command", "filesystem", "partition_table", "probe", "report", "sys"]),
-    ("guest", &["command", "disk", "filesystem", "probe", "report", "request", "rootdir", "sys"]),
-    ("hooks", &["command", "plan", "report", "request", "settings"]),
+    ("guest", &["command", "disk", "filesystem", "partition_table", "probe", "report", "request", "rootdir", "sys"]),
+    ("hooks", &["command", "guest", "plan", "report", "rootdir"]),
+    ("install", &["allocation", "bootstrap", "cache", "command", "disk", "filesystem", "guest", "hooks", "partition_table", "plan", "probe", "report", "rootdir", "sys", "tar"]),
     ("main", &["cli", "command", "report", "request", "sys", "verbs"]),
     ("partition_table", &["filesystem", "reader", "report"]),
-    ("plan", &["bootstrap", "debian", "disk", "filesystem", "guest", "partition_table", "report", "request", "settings"]),
+    ("plan", &["bootstrap", "cache", "command", "debian", "disk", "filesystem", "guest", "partition_table", "report", "request", "settings"]),
     ("probe", &["filesystem", "partition_table", "reader"]),
     ("reader", &["filesystem"]),
     ("report", &["sys"]),
     ("request", &["report"]),
-    ("settings", &["bootstrap", "command", "debian", "filesystem", "guest", "report", "request"]),
+    ("restore", &["admin_file", "backup", "cache", "command", "disk", "filesystem", "guest", "hooks", "install", "partition_table", "plan", "probe", "reader", "report", "request", "rootdir", "sys", "tar"]),
+    ("settings", &["admin_file", "bootstrap", "cache", "command", "debian", "filesystem", "guest", "report", "request"]),
     ("tar", &["rootdir"]),
-    ("verbs", &["allocation", "backup", "bootstrap", "cache", "cli", "command", "disk", "filesystem", "guest", "hooks", "partition_table", "plan", "probe", "reader", "report", "request", "rootdir", "settings", "sys", "tar"]),
+    ("verbs", &["admin_file", "allocation", "backup", "bootstrap", "cache", "cli", "command", "disk", "filesystem", "guest", "install", "plan", "probe", "report", "request", "restore", "settings", "sys"]),
 ];
 
 /// Modules of one directory that import each other, directly or by way of others: the directory, and those modules.
 const CIRCLES: &[(&str, &[&str])] = &[
     ("benches/speed", &["measure", "sides"]),
-    ("src", &["bootstrap", "settings"]),
     ("src/allocation/btrfs", &["chunks", "superblock", "tree"]),
     ("src/allocation/xfs", &["free_space", "replay"]),
     ("src/disk", &["device", "loop_device"]),
     ("src/settings", &["files", "layers", "shell", "variants"]),
     ("src/tar", &["pax", "sparse"]),
-    ("src/verbs", &["create", "golden"]),
 ];
 
 /// Path of a module from the root of its crate.

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::base::free_bytes;
+use super::base_tree::free_bytes;
 use super::unpack::unpack;
 use crate::allocation;
 use crate::allocation::ext4::identity;
@@ -72,7 +72,7 @@ fn shape_of(plan: &Plan) -> Option<Shape> {
         filesystem: plan.filesystem.name().into(),
         size_bytes,
         label: plan.layout.unfinished_label().into(),
-        reader: plan.reader.map(|KernelVersion(major, minor)| (major, minor)),
+        reader: plan.oldest_kernel.map(|KernelVersion(major, minor)| (major, minor)),
         maker: maker_of_ext(),
     })
 }
@@ -130,8 +130,8 @@ fn made(
     base.verify()?;
     let filesystem: Filesystem = shape.filesystem.parse().ok().context("a filesystem that is known")?;
     let device = LoopDevice::attach_file(&scratch, false).context("attaching the file for a template")?;
-    let reader = shape.reader.map(|(major, minor)| KernelVersion(major, minor));
-    let format = Format { label: &shape.label, reader, ..Format::new(filesystem) };
+    let oldest_kernel = shape.reader.map(|(major, minor)| KernelVersion(major, minor));
+    let format = Format { label: &shape.label, oldest_kernel, ..Format::new(filesystem) };
     make_filesystem(&device.path(), &format)?;
     // Its inode tables stay as mke2fs left them: each guest's kernel finishes them, as after any mke2fs.
     let ours = Tree::Ours { options: "noinit_itable,nobarrier" };

@@ -25,7 +25,7 @@ const THREADS: usize = 4;
 
 /// Copies a template's filesystem to byte `start` of a disk, with a UUID of its own where that stands in superblocks alone.
 /// Returns the files that the template has beside it. None: it was damaged, and is removed; nothing that counts is on the disk.
-pub fn paste(
+pub fn clone_template(
     template: &Template,
     disk: &Disk,
     start: u64,

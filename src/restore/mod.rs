@@ -1,6 +1,11 @@
 //! A disk from a stream of its blocks. Nothing identifies it as anything until all of it is there and right; on a larger
 //! disk its last filesystem grows.
 
+pub mod disk_image;
+pub mod reidentify;
+pub mod source_file;
+pub mod tree;
+
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -13,7 +18,9 @@ use crate::command::{Tool, ToolError};
 use crate::disk::{Disk, HeldBack, LoopDevice};
 use crate::filesystem::{Filesystem, SECTOR_BYTES};
 use crate::guest::{Tree, Workspace};
+use crate::install::teardown;
 use crate::partition_table::{self, Growth, grow_table};
+use crate::plan::OnFailure;
 use crate::probe::{self, Content, Part, Survey, Volume};
 use crate::reader::{ReadAt, WithSector};
 use crate::report::{self, WithHint, size};
@@ -26,16 +33,15 @@ pub type Sector = [u8; SECTOR_BYTES as usize];
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A disk that is about to be restored.
-pub struct Restoring<'a> {
+pub struct DiskRestore<'a> {
     pub disk: &'a Disk,
     pub workspace: &'a Workspace,
-    /// Whether the disk of a restoration that failed stays as it is, to look at.
-    pub keep_failed: bool,
+    pub on_failure: OnFailure,
     /// What is done to the restored disk before its first sector, which this is given, is written.
-    pub fitting: &'a mut dyn FnMut(&mut Sector) -> Result<()>,
+    pub setup: &'a mut dyn FnMut(&mut Sector) -> Result<()>,
 }
 
-impl Restoring<'_> {
+impl DiskRestore<'_> {
     /// Restores an archive of ours.
     pub fn archive(self, source: &mut dyn Read) -> Result<()> {
         let mut image = Image::open(source, &signals::check)?;
@@ -140,23 +146,10 @@ impl Restoring<'_> {
             if disk.size_bytes > size_bytes {
                 grow(disk, self.workspace, &mut sector)?;
             }
-            (self.fitting)(&mut sector)?;
+            (self.setup)(&mut sector)?;
             report::step("flushing", || held.finish(&sector))
         });
-        match finished {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                if self.keep_failed {
-                    report::warning("keep_failed is set: the disk stays as it is, and is not fit for use");
-                    return Err(signals::check().err().unwrap_or(error));
-                }
-                match held.wipe() {
-                    Ok(()) => report::line(&format!("{:>10}  the disk is wiped: nothing is on it", "")),
-                    Err(error) => report::warning(&format!("the disk could not be wiped: {error:#}")),
-                }
-                Err(signals::check().err().unwrap_or(error))
-            }
-        }
+        finished.map_err(|error| teardown::give_up(disk, self.on_failure, error, || held.wipe()))
     }
 }
 

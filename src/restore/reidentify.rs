@@ -2,11 +2,11 @@
 
 use anyhow::{Context as _, Result};
 
-use super::guest_disk::{GuestRoot, Sought};
-use super::restore_disk::{Sector, check_ext, with_first_sector};
+use super::{Sector, check_ext, with_first_sector};
 use crate::command::Tool;
 use crate::disk::{Disk, LoopDevice, Renewal};
 use crate::filesystem::Filesystem;
+use crate::guest::found_root::{GuestRoot, Sought};
 use crate::guest::{Thawed, Tree, Workspace, identity, references};
 use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::base::LARGER_DISK;
+use super::base_tree::LARGER_DISK;
 use crate::cache::BaseTar;
 use crate::guest::Root;
 use crate::report::{self, Hint};

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, anyhow};
 
-use super::base::{self, Freshness};
-use super::work::Work;
+use super::base_tree::{self, Freshness};
+use super::target_disk::TargetDisk;
 use crate::guest::boot::{self, Pieces};
 use crate::guest::{Root, Workspace};
 use crate::plan::Plan;
@@ -16,7 +16,7 @@ use crate::tar;
 pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
     let Some(wanted) = plan.boot else { return Ok(None) };
     let pieces = || -> Result<Root> {
-        let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+        let base = base_tree::ready(&plan.base, workspace, Freshness::Cached)?;
         let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
         report::step("taking GRUB from the cached tree", || {
             tar::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
@@ -37,14 +37,14 @@ pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
 }
 
 /// Has the tree in `dir`, that of the disk being made, name its new root, and prepares the loader. `what` it is, for messages.
-pub fn prepare(work: &mut Work<'_>, dir: &RootDir, pieces: Option<&Root>, what: &str) -> Result<()> {
-    let (plan, uuid) = (work.plan, work.volumes.root);
+pub fn prepare(target: &mut TargetDisk<'_>, dir: &RootDir, pieces: Option<&Root>, what: &str) -> Result<()> {
+    let (plan, uuid) = (target.plan, target.volumes.root);
     boot::repair(dir, uuid)?;
     let Some(pieces) = pieces else { return Ok(()) };
     let pieces = pieces.dir()?;
     let console = plan.personality.console.as_ref();
     if boot::adopt(dir, pieces, plan.layout.style, uuid, console)? {
-        return work.prepare_loader(Some(pieces));
+        return target.prepare_loader(Some(pieces));
     }
     if plan.boot.is_some_and(|boot| boot.asked_for) {
         return Err(anyhow!("a loader is wanted, but {what} has no kernel in /boot"))
@@ -55,13 +55,13 @@ pub fn prepare(work: &mut Work<'_>, dir: &RootDir, pieces: Option<&Root>, what: 
 }
 
 /// The same for a sealed tree, which may have been made to boot already.
-pub fn prepare_own(work: &mut Work<'_>, workspace: &Workspace) -> Result<()> {
-    let plan = work.plan;
+pub fn prepare_own(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result<()> {
+    let plan = target.plan;
     let Some(wanted) = plan.boot else { return Ok(()) };
-    let dir = RootDir::open(work.root()?.path())?;
+    let dir = RootDir::open(target.root.path())?;
     if Pieces::of(&dir)?.boot(wanted.firmware, plan.layout.style) {
-        return work.prepare_loader(None);
+        return target.prepare_loader(None);
     }
     let pieces = pieces(plan, workspace)?;
-    prepare(work, &dir, pieces.as_ref(), "the tree")
+    prepare(target, &dir, pieces.as_ref(), "the tree")
 }

@@ -6,18 +6,13 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use sha2::{Digest, Sha256, Sha512};
 
-use super::restore_disk::Restoring;
+use super::DiskRestore;
+use crate::admin_file::{SealedFile, writable_by_others};
 use crate::backup::qcow2::{self, Qcow2};
 use crate::backup::{self, Source};
 use crate::cache::BaseTar;
 use crate::report::{self, WithHint, size};
-use crate::settings::{Algorithm, SealedFile, writable_by_others};
-use crate::sys::signals;
-
-/// What is read at once.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// A file that is what its digest says.
 pub enum Opened {
@@ -47,7 +42,7 @@ pub fn open(sealed: &SealedFile) -> Result<Opened> {
             .hint(format!("chown root {name}; chmod go-w {name}"));
     }
     let file = File::open(&sealed.path).with_context(|| format!("opening {name}"))?;
-    report::step(&format!("checking {name}, {}", size(meta.len())), || compare(&file, sealed))?;
+    report::step(&format!("checking {name}, {}", size(meta.len())), || sealed.compare(&file))?;
     let image = DiskImage { name, file };
     if image.is_qcow2()? {
         return Ok(Opened::Image(image));
@@ -60,43 +55,15 @@ pub fn open(sealed: &SealedFile) -> Result<Opened> {
     }
 }
 
-/// Compares a file with its digest.
-fn compare(file: &File, sealed: &SealedFile) -> Result<()> {
-    let found = match sealed.algorithm {
-        Algorithm::Sha256 => hex_of::<Sha256>(file)?,
-        Algorithm::Sha512 => hex_of::<Sha512>(file)?,
-    };
-    if found == sealed.hex {
-        return Ok(());
-    }
-    let (path, algorithm) = (sealed.path.display(), sealed.algorithm);
-    Err(anyhow!("{path} is not what source says: it is {algorithm}:{found}, not {algorithm}:{}", sealed.hex))
-        .hint("restore the file, or, if the change was yours, give source its new digest")
-}
-
-fn hex_of<D: Digest>(mut file: &File) -> Result<String> {
-    let mut hash = D::new();
-    let mut piece = vec![0; PIECE_BYTES];
-    file.rewind()?;
-    loop {
-        signals::check()?;
-        match file.read(&mut piece).context("reading the source of the disk")? {
-            0 => break,
-            count => hash.update(&piece[..count]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 impl DiskImage {
     /// Writes it to a disk.
-    pub fn restore(&self, restoring: Restoring<'_>) -> Result<()> {
+    pub fn restore(&self, restore: DiskRestore<'_>) -> Result<()> {
         if self.is_qcow2()? {
-            return restoring.qcow2(&Qcow2::open(&self.file)?);
+            return restore.qcow2(&Qcow2::open(&self.file)?);
         }
         match backup::open(self.bytes()?)? {
-            Source::Image(mut source) => restoring.archive(&mut source),
-            Source::Raw(mut source, first) => restoring.raw(&mut source, &first),
+            Source::Image(mut source) => restore.archive(&mut source),
+            Source::Raw(mut source, first) => restore.raw(&mut source, &first),
             Source::Dump(_) | Source::Tree(_) => bail!("{} is no disk image any more", self.name),
         }
     }

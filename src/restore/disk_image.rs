@@ -5,49 +5,44 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::create::Guest;
-use super::guest_disk::{GuestRoot, Sought};
-use super::new_identity;
-use super::restore_disk::{Restoring, Sector, with_first_sector};
-use super::source::DiskImage;
+use super::source_file::DiskImage;
+use super::{DiskRestore, Sector, reidentify, with_first_sector};
 use crate::disk::{Disk, boot_code};
+use crate::guest::found_root::{GuestRoot, Sought};
 use crate::guest::{self, Tree, Workspace};
 use crate::hooks::{self, Stage};
-use crate::plan::{DiskFacts, ImagePlan};
+use crate::install::teardown;
+use crate::plan::ImagePlan;
 use crate::probe::Content;
 use crate::report::{self, WithHint};
 
 /// Writes the image and makes it this instance's; a failure leaves a wiped disk.
-pub fn install(guest: &Guest<'_>, disk: &Disk, workspace: &Workspace, image: &DiskImage) -> Result<()> {
-    let facts = DiskFacts::of_system(disk.size_bytes, disk.medium);
-    let plan = ImagePlan::new(guest.instance, guest.settings, facts, &image.name)?;
+pub fn install(plan: &ImagePlan, disk: &Disk, workspace: &Workspace, image: &DiskImage) -> Result<()> {
     for warning in &plan.personality.network.warnings {
         report::warning(warning);
     }
-    let mut fitting = |sector: &mut Sector| {
-        if plan.new_identifiers {
-            let (name, many) = (&guest.instance.name, guest.instance.disks.len() > 1);
-            new_identity::renew(disk, workspace, sector, name, many)?;
+    let name = &plan.personality.name;
+    let mut setup = |sector: &mut Sector| {
+        if plan.new_identity {
+            reidentify::renew(disk, workspace, sector, name, plan.many_disks)?;
         }
-        Fitting { guest, plan: &plan, disk, workspace }.fit(sector)
+        GuestSetup { plan, disk, workspace }.run(sector)
     };
-    let keep_failed = plan.keep_failed;
     image
-        .restore(Restoring { disk, workspace, keep_failed, fitting: &mut fitting })
-        .with_context(|| format!("installing {}", guest.instance.name))
+        .restore(DiskRestore { disk, workspace, on_failure: plan.on_failure, setup: &mut setup })
+        .with_context(|| format!("installing {name}"))
 }
 
 /// A restored image that becomes a guest.
-struct Fitting<'a> {
-    guest: &'a Guest<'a>,
+struct GuestSetup<'a> {
     plan: &'a ImagePlan,
     disk: &'a Disk,
     workspace: &'a Workspace,
 }
 
-impl Fitting<'_> {
+impl GuestSetup<'_> {
     /// Makes the guest on the disk this instance's, and runs the hooks.
-    fn fit(&self, sector: &mut Sector) -> Result<()> {
+    fn run(&self, sector: &mut Sector) -> Result<()> {
         let (disk, workspace) = (self.disk, self.workspace);
         with_first_sector(disk, sector, |survey, sector| {
             let has_table = survey.table.is_some();
@@ -58,16 +53,24 @@ impl Fitting<'_> {
                         .hint("an image wants its root on ext2, ext3, ext4, xfs or btrfs, on a partition or the bare disk");
                 }
             };
-            let own_label = guest.mark_incomplete()?;
-            report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
-            if hooks::any(&self.plan.hooks)? {
-                self.customise(&guest, has_table.then_some(sector))?;
+            match self.make_guest(&guest, has_table.then_some(sector)) {
+                Ok(()) => report::step("writing the guest out", || guest.finish(disk)),
+                Err(error) => {
+                    let (root, root_device, device) = guest.into_parts();
+                    teardown::let_go(root, &root_device, device, self.plan.on_failure);
+                    Err(error)
+                }
             }
-            if let Some(label) = own_label {
-                guest.relabel(&label)?;
-            }
-            report::step("writing the guest out", || guest.finish(disk))
         })
+    }
+
+    fn make_guest(&self, guest: &GuestRoot, sector: Option<&mut Sector>) -> Result<()> {
+        let own_label = guest.mark_incomplete()?;
+        report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
+        if hooks::any(&self.plan.hooks)? {
+            self.customise(guest, sector)?;
+        }
+        own_label.map_or(Ok(()), |label| guest.relabel(&label))
     }
 
     /// Runs the hooks on a disk that has its table by now, but no boot code: nothing starts from it yet. Where a hook
@@ -87,7 +90,7 @@ impl Fitting<'_> {
             root_device: &root_device,
             workspace: self.workspace.path(),
         };
-        self.guest.run_hooks(&self.plan.hooks, &self.plan.personality.resolver, guest.tree(), &stage)?;
+        hooks::run(&self.plan.hooks, guest.tree(), &self.plan.personality.resolver, &stage)?;
         self.disk.refuse_changed()?;
         if let (Some(sector), Some(before)) = (sector, before) {
             let mut now = [0; size_of::<Sector>()];

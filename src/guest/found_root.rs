@@ -137,6 +137,12 @@ impl GuestRoot {
         self.root.set_label(&self.root_device(), volume.filesystem, label)
     }
 
+    /// What is to be let go of where something went wrong: the mounted root, its device, and the attached device.
+    pub fn into_parts(self) -> (Root, PathBuf, LoopDevice) {
+        let root_device = self.root_device();
+        (self.root, root_device, self.device)
+    }
+
     /// Writes everything out, unmounts, and waits until the kernel has let go of the disk.
     pub fn finish(self, disk: &Disk) -> Result<()> {
         let GuestRoot { tree, mut root, device, .. } = self;
