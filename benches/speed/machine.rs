@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::BENCH;
 use crate::cases::{Case, Report};
 use crate::common::{self, PROGRAM};
 use crate::held::{Held, scratch_dir};
 use crate::node::{Node, admins_environment};
 use crate::proxy;
-use crate::sides::{BENCH, BOOTABLE_TREES, OURS, PROXY, SUITE, TREES, predecessors_tree};
+use crate::sides::{BOOTABLE_TREES, OURS, PROXY, SUITE, TREES, predecessors_tree};
 use crate::trees::Suite;
 use crate::tuned::{data_dir, write_resolver};
 

@@ -4,7 +4,6 @@
 pub mod btrfs;
 pub mod ext4;
 mod map;
-mod reader;
 mod whole_disk;
 pub mod xfs;
 
@@ -14,8 +13,8 @@ pub use map::UsedMap;
 pub use whole_disk::{DiskUse, of_disk};
 
 use crate::filesystem::Filesystem;
-use crate::probe::{Content, Part};
-use crate::reader::ReadAt;
+use crate::probe::Content;
+use crate::reader::{GiveUp, Parsed, Region};
 
 /// What of a partition has to travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,23 +25,32 @@ pub enum Usage {
     Whole(String),
 }
 
+impl Usage {
+    /// What a reader's answer means. An error only if the disk cannot be read.
+    pub fn of(map: Parsed<UsedMap>) -> Result<Usage> {
+        match map {
+            Ok(map) => Ok(Usage::Part(map)),
+            Err(GiveUp::NotUnderstood(reason)) => Ok(Usage::Whole(reason)),
+            Err(GiveUp::Unreadable(error)) => Err(error),
+        }
+    }
+}
+
 /// What identifies a swap area; the rest is nobody's.
 const SWAP_HEADER_BYTES: u64 = 64 << 10;
 
-/// What of a part of a disk is in use.
-pub fn usage(disk: &impl ReadAt, part: &Part) -> Result<Usage> {
-    Ok(match &part.content {
+/// Finds what is in use in a partition that holds `content`.
+pub fn usage(part: &Region<'_>, content: &Content) -> Result<Usage> {
+    Ok(match content {
         Content::Swap(_) => {
-            let mut map = UsedMap::empty(part.size_bytes);
+            let mut map = UsedMap::empty(part.size_bytes());
             map.mark(0, SWAP_HEADER_BYTES);
             Usage::Part(map)
         }
         Content::Filesystem(volume) => match volume.filesystem {
-            Filesystem::Xfs => xfs::usage(disk, part.start_bytes, part.size_bytes)?,
-            Filesystem::Btrfs => btrfs::usage(disk, part.start_bytes, part.size_bytes)?,
-            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
-                ext4::usage(disk, part.start_bytes, part.size_bytes)?
-            }
+            Filesystem::Xfs => Usage::of(xfs::map(part))?,
+            Filesystem::Btrfs => Usage::of(btrfs::map(part))?,
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => Usage::of(ext4::map(part))?,
         },
         Content::Fat(_) => Usage::Whole("it is a FAT filesystem".into()),
         Content::Other(what) => Usage::Whole(format!("it is {what}")),

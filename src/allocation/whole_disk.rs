@@ -28,8 +28,8 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
     let mut used = UsedMap::full(disk.size_bytes);
     let mut whole = Vec::new();
     for part in parts {
-        let of_part =
-            usage(&disk.file, part).with_context(|| format!("finding out what is in use in {part}"))?;
+        let of_part = usage(&disk.region().part(part.start_bytes, part.size_bytes), &part.content)
+            .with_context(|| format!("finding out what is in use in {part}"))?;
         whole.push(match of_part {
             Usage::Whole(reason) => Some(reason),
             Usage::Part(map) => {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::probe;
+use crate::reader::Region;
 use crate::report::WithHint;
 
 /// How much of a stream [`identify()`] wants to see: the superblock of btrfs lies at 64 KiB.
@@ -109,7 +110,8 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);
     }
     let boot_sector = first_bytes.get(510..512) == Some(&[0x55, 0xaa]);
-    if boot_sector || probe::identify(first_bytes, 0, first_bytes.len() as u64)? != probe::Content::Unknown {
+    let start = Region::new(&first_bytes, 0, first_bytes.len() as u64);
+    if boot_sector || probe::probe(&start)? != probe::Content::Unknown {
         return Ok(Kind::Raw);
     }
     if first_bytes.is_empty() {

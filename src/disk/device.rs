@@ -10,6 +10,7 @@ use nix::libc;
 use rustix::fs::{major, minor};
 
 use crate::probe::{self, Survey};
+use crate::reader::Region;
 use crate::report::WithHint;
 use crate::sys::{self, lock, signals};
 
@@ -70,11 +71,16 @@ impl Disk {
         Ok(disk)
     }
 
+    /// All its bytes, for a reader of what somebody else wrote.
+    pub fn region(&self) -> Region<'_> {
+        Region::new(&self.file, 0, self.size_bytes)
+    }
+
     /// What is on it, in the order of the partitions' numbers. An error where its table is damaged.
     pub fn survey(&self) -> Result<Survey> {
         // What is read here must be what a direct-I/O loop device will see.
         self.flush_path_cache()?;
-        probe::survey(&self.file, self.size_bytes)
+        probe::survey(&self.region())
             .with_context(|| format!("looking at what is on {}", self.path.display()))
     }
 
@@ -195,7 +201,7 @@ fn refuse_held(path: &Path, rdev: u64) -> Result<()> {
     match probe {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             let by = match holders(rdev) {
-                by if by.is_empty() => super::loop_device::opened_by(path),
+                by if by.is_empty() => super::holders::opened_by(path),
                 by => by,
             };
             Err(anyhow::anyhow!("the disk {} is in use{by}", path.display()))
@@ -211,7 +217,7 @@ fn refuse_running(disk: &Disk) -> Result<()> {
     if !lock::record_locked(&disk.file) {
         return Ok(());
     }
-    let by = super::loop_device::opened_by(&disk.path);
+    let by = super::holders::opened_by(&disk.path);
     Err(anyhow::anyhow!("the disk {} is in use{by}", disk.path.display()))
         .hint("an instance may be running on it; shut it down first")
 }

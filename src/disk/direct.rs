@@ -2,7 +2,7 @@
 //! direct I/O cannot be had, the same writes go through the page cache.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,11 +10,18 @@ use anyhow::{Context, Result};
 use nix::libc;
 
 use super::Disk;
-use super::loop_device::direct_io_is_safe;
 use crate::sys;
 
 /// What direct I/O is aligned to: no device has larger sectors.
 pub const ALIGNMENT_BYTES: usize = 4096;
+
+/// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// Whether direct I/O on a file or device gives what was written.
+pub(super) fn direct_io_is_safe(backing: &File) -> bool {
+    rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
+}
 
 /// A disk that is written directly.
 pub struct DirectDisk<'a> {

@@ -4,7 +4,6 @@
 //! besides makes the kernel drop the partition nodes too. Its lock keeps udev off until hooks run.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,13 +11,12 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use uuid::Uuid;
 
+use super::direct::direct_io_is_safe;
+use super::holders::opened_by;
 use super::{Disk, udev};
 use crate::filesystem::SECTOR_BYTES;
 use crate::report::{self, WithHint};
 use crate::sys::{self, Blkpg, LoopSetup, lock, loop_flags, signals};
-
-/// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
-const FUSE_MAGIC: u64 = 0x6573_5546;
 
 /// How long the kernel gets to let go of the backing.
 const DETACH_PATIENCE: Duration = Duration::from_secs(15);
@@ -249,26 +247,4 @@ fn try_attach(
 
 fn shown_backing(number: u32) -> Option<String> {
     std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()
-}
-
-pub(super) fn direct_io_is_safe(backing: &File) -> bool {
-    rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
-}
-
-/// ` by process 4711 (name)` for whoever else has a disk open, as far as /proc tells.
-pub(super) fn opened_by(device: &Path) -> String {
-    let own = std::process::id().to_string();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let others = processes.filter(|p| {
-        let name = p.file_name();
-        name.as_encoded_bytes()[0].is_ascii_digit() && name != *own
-    });
-    for process in others {
-        let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        if fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == device) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return format!(" by process {} ({})", process.file_name().to_string_lossy(), name.trim());
-        }
-    }
-    String::new()
 }

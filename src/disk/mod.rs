@@ -7,6 +7,7 @@ mod device;
 mod direct;
 pub mod esp;
 mod format;
+mod holders;
 mod identifiers;
 mod loop_device;
 mod page_buffer;

@@ -155,7 +155,7 @@ fn content_of(file: &File, store: &Store, shape: &Shape) -> Result<Content> {
         fallocate(file.as_fd(), hole, run.start, run.end - run.start).context("emptying a journal")?;
     }
     let disk = Disk::of_new_file(file.try_clone().context("opening a new template")?, &store.dir)?;
-    let parts = probe::survey(file, shape.size_bytes)?.parts;
+    let parts = probe::survey(&disk.region())?.parts;
     let is_it = |found: &Found| matches!(found, Found::Filesystem(volume) if volume.filesystem.is_ext());
     ensure!(parts.len() == 1 && is_it(&parts[0].content), "what was made is not found again");
     let in_use = allocation::of_disk(&disk, &parts, RUNS_MAX)?;

@@ -14,11 +14,11 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 
-pub use gpt::{primary_gpt, renew_gpt};
+pub use gpt::renew_gpt;
 pub use grow::{Growth, grow_table};
 pub use write::{table_is_there, write_table};
 
-use crate::reader::ReadAt;
+use crate::reader::Region;
 
 /// What is read at once; an MBR counts in these, whatever the disk has.
 const SECTOR: u64 = 512;
@@ -55,9 +55,9 @@ pub struct Table {
     pub partitions: Vec<Partition>,
 }
 
-/// Reads the table of a disk of `size_bytes`; None where it has none.
-pub fn read(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Result<Option<Table>> {
-    if size_bytes < 2 * SECTOR {
+/// Reads the table of a disk; `None` if it has none.
+pub fn read(disk: &Region<'_>) -> Result<Option<Table>> {
+    if disk.size_bytes() < 2 * SECTOR {
         return Ok(None);
     }
     let sector = read_sector(disk, 0)?;
@@ -68,9 +68,9 @@ pub fn read(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Result<Option<Tab
         return Ok(None);
     }
     let table = if primary.iter().any(|entry| entry.is_protective()) {
-        Table { kind: TableKind::Gpt, partitions: gpt::read(disk, size_bytes)? }
+        Table { kind: TableKind::Gpt, partitions: gpt::read(disk)? }
     } else {
-        Table { kind: TableKind::Msdos, partitions: mbr::read(disk, size_bytes, &primary)? }
+        Table { kind: TableKind::Msdos, partitions: mbr::read(disk, &primary)? }
     };
     refuse_overlap(&table.partitions)?;
     Ok(Some(table))
@@ -87,12 +87,8 @@ fn refuse_overlap(partitions: &[Partition]) -> Result<()> {
     Ok(())
 }
 
-fn read_sector(disk: &(impl ReadAt + ?Sized), at: u64) -> Result<[u8; SECTOR as usize]> {
+fn read_sector(disk: &Region<'_>, at: u64) -> Result<[u8; SECTOR as usize]> {
     let mut sector = [0u8; SECTOR as usize];
     disk.read_into(&mut sector, at).with_context(|| format!("reading the partition table at byte {at}"))?;
     Ok(sector)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -1,31 +1,40 @@
-//! Partition tables, written by the gptman and mbrman crates and read back.
+//! Writes the table of a new disk, and reads it back.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
-use gptman::{GPT, GPTPartitionEntry};
-use mbrman::{BOOT_ACTIVE, BOOT_INACTIVE, CHS, MBR, MBRPartitionEntry};
 use uuid::Uuid;
 
+use super::gpt::{self, Gpt, entry};
 use super::layout::{Layout, Partition, Role};
+use super::mbr::Entry;
+use super::{SECTOR, mbr, read};
 use crate::filesystem::{PartitionStyle, SECTOR_BYTES};
+use crate::reader::Region;
 
 /// Type of a Linux partition in an MBR.
 const MBR_LINUX: u8 = 0x83;
 /// Type of Linux swap in an MBR.
 const MBR_SWAP: u8 = 0x82;
+/// "No block I/O protocol", UEFI specification 5.3.3: firmware leaves the partition alone, and so does a systemd that
+/// mounts what it finds.
+const NOT_FOR_FIRMWARE: u64 = 1 << 1;
 
-/// Writes the layout's table through an open disk, flushes it and reads it back. With style none nothing.
+/// Writes the layout's table through an open disk, flushes it and reads it back. With style none it writes nothing.
 pub fn write_table(disk: &File, layout: &Layout) -> Result<()> {
-    let found = match layout.style {
+    match layout.style {
         PartitionStyle::None => return Ok(()),
         PartitionStyle::Gpt => write_gpt(disk, layout)?,
         PartitionStyle::Msdos => write_mbr(disk, layout)?,
-    };
-    let mut expected: Vec<(u32, u64, u64)> =
-        layout.partitions.iter().map(|p| (p.number, p.start_sector, p.sectors)).collect();
+    }
+    disk.sync_all().context("writing the partition table")?;
+    let region = Region::new(disk, 0, layout.disk_sectors * SECTOR_BYTES);
+    let table = read(&region).context("reading the partition table back")?;
+    let found: Vec<_> =
+        table.iter().flat_map(|t| &t.partitions).map(|p| (p.number, p.start_bytes, p.size_bytes)).collect();
+    let mut expected: Vec<_> =
+        layout.partitions.iter().map(|p| (p.number, p.start_bytes(), p.size_bytes())).collect();
     expected.sort_unstable();
     ensure!(found == expected, "the table reads back as {found:?}, not as {expected:?}");
     Ok(())
@@ -35,11 +44,11 @@ pub fn write_table(disk: &File, layout: &Layout) -> Result<()> {
 pub fn table_is_there(disk: &File, style: PartitionStyle) -> Result<bool> {
     let mut start = [0u8; 1024];
     disk.read_exact_at(&mut start, 0).context("reading the partition table")?;
-    let boot_signature = start[510..512] == [0x55, 0xaa];
+    let boot_signature = start[510..512] == mbr::SIGNATURE;
     Ok(match style {
         PartitionStyle::None => true,
         PartitionStyle::Msdos => boot_signature,
-        PartitionStyle::Gpt => boot_signature && start[512..520] == *b"EFI PART",
+        PartitionStyle::Gpt => boot_signature && start[512..].starts_with(&gpt::SIGNATURE),
     })
 }
 
@@ -53,67 +62,55 @@ fn gpt_type(role: Role) -> Uuid {
     }
 }
 
-/// "No block I/O protocol", UEFI specification 5.3.3: firmware leaves the partition alone, and so does a systemd that
-/// mounts what it finds.
-const NOT_FOR_FIRMWARE: u64 = 1 << 1;
-
-fn gpt_entry(partition: &Partition, uefi: bool) -> GPTPartitionEntry {
-    let name = match partition.role {
+fn gpt_name(role: Role) -> &'static str {
+    match role {
         Role::Root => "root",
         Role::BiosBoot => "bios-boot",
         Role::Esp => "esp",
         Role::Swap => "swap",
-    };
-    GPTPartitionEntry {
-        partition_type_guid: gpt_type(partition.role).to_bytes_le(),
-        unique_partition_guid: Uuid::new_v4().to_bytes_le(),
-        starting_lba: partition.start_sector,
-        ending_lba: partition.start_sector + partition.sectors - 1,
-        attribute_bits: if partition.role == Role::Esp && !uefi { NOT_FOR_FIRMWARE } else { 0 },
-        partition_name: name.into(),
     }
 }
 
-fn write_gpt(disk: &File, layout: &Layout) -> Result<Vec<(u32, u64, u64)>> {
-    let mut io = disk;
-    let context = "writing the partition table";
-    let mut gpt = GPT::new_from(&mut io, SECTOR_BYTES, Uuid::new_v4().to_bytes_le()).context(context)?;
+fn write_gpt(disk: &File, layout: &Layout) -> Result<()> {
+    let mut table = Gpt::new(Uuid::new_v4());
+    table.place(layout.disk_sectors).context("the disk is too small for a partition table")?;
     for partition in &layout.partitions {
-        gpt[partition.number] = gpt_entry(partition, layout.uefi);
+        let bytes = table.entry_mut(partition.number).context("the layout has too many partitions")?;
+        fill_entry(bytes, partition, layout.uefi);
     }
-    gpt.write_into(&mut io).context(context)?;
-    GPT::write_protective_mbr_into(&mut io, SECTOR_BYTES).context(context)?;
-    disk.sync_all().context(context)?;
-    let read = GPT::find_from(&mut io).context("reading the partition table back")?;
-    let used = read.iter().filter(|(_, entry)| entry.is_used());
-    Ok(used.map(|(n, e)| (n, e.starting_lba, e.ending_lba + 1 - e.starting_lba)).collect())
+    table.write_both(disk)?;
+    let protective = Entry::protective(layout.disk_sectors);
+    let sector = mbr::sector([0; 4], &[(1, protective)]);
+    disk.write_all_at(&sector, 0).context("writing the protective partition table")
 }
 
-fn write_mbr(disk: &File, layout: &Layout) -> Result<Vec<(u32, u64, u64)>> {
-    let mut io = disk;
-    let context = "writing the partition table";
-    let signature = Uuid::new_v4().into_bytes();
-    let signature = [signature[0], signature[1], signature[2], signature[3]];
-    io.seek(SeekFrom::Start(0)).context(context)?;
-    let mut mbr = MBR::new_from(&mut io, SECTOR_BYTES as u32, signature).context(context)?;
-    for partition in &layout.partitions {
-        let (boot, sys) = match partition.role {
-            Role::Swap => (BOOT_INACTIVE, MBR_SWAP),
-            _ => (BOOT_ACTIVE, MBR_LINUX),
-        };
-        mbr[partition.number as usize] = MBRPartitionEntry {
-            boot,
-            first_chs: CHS::empty(),
-            sys,
-            last_chs: CHS::empty(),
-            starting_lba: u32::try_from(partition.start_sector).context(context)?,
-            sectors: u32::try_from(partition.sectors).context(context)?,
-        };
+fn fill_entry(bytes: &mut [u8], partition: &Partition, uefi: bool) {
+    let last = partition.start_sector + partition.sectors - 1;
+    let attributes = if partition.role == Role::Esp && !uefi { NOT_FOR_FIRMWARE } else { 0 };
+    bytes[entry::TYPE].copy_from_slice(&gpt_type(partition.role).to_bytes_le());
+    bytes[entry::GUID].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+    for (at, value) in
+        [(entry::FIRST_LBA, partition.start_sector), (entry::LAST_LBA, last), (entry::ATTRIBUTES, attributes)]
+    {
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
-    mbr.write_into(&mut io).context(context)?;
-    disk.sync_all().context(context)?;
-    io.seek(SeekFrom::Start(0)).context(context)?;
-    let read = MBR::read_from(&mut io, SECTOR_BYTES as u32).context("reading the partition table back")?;
-    let used = read.iter().filter(|(_, entry)| entry.is_used());
-    Ok(used.map(|(n, e)| (n as u32, u64::from(e.starting_lba), u64::from(e.sectors))).collect())
+    let name = gpt_name(partition.role).encode_utf16().flat_map(u16::to_le_bytes);
+    for (to, byte) in bytes[entry::NAME].iter_mut().zip(name) {
+        *to = byte;
+    }
+}
+
+fn write_mbr(disk: &File, layout: &Layout) -> Result<()> {
+    let entries: Vec<(u32, Entry)> = layout
+        .partitions
+        .iter()
+        .map(|partition| {
+            let is_swap = partition.role == Role::Swap;
+            let kind = if is_swap { MBR_SWAP } else { MBR_LINUX };
+            (partition.number, Entry::new(!is_swap, kind, partition.start_sector, partition.sectors))
+        })
+        .collect();
+    let random = Uuid::new_v4().into_bytes();
+    let sector: [u8; SECTOR as usize] = mbr::sector([random[0], random[1], random[2], random[3]], &entries);
+    disk.write_all_at(&sector, 0).context("writing the partition table")
 }

@@ -7,10 +7,10 @@ use std::fmt;
 
 use anyhow::Result;
 
-pub use superblocks::{Content, Fat, Volume, identify};
+pub use superblocks::{Content, Fat, Volume, probe};
 
 use crate::partition_table::{self, Partition, TableKind};
-use crate::reader::ReadAt;
+use crate::reader::Region;
 
 /// A part of a disk, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,14 +48,14 @@ pub struct Survey {
     pub parts: Vec<Part>,
 }
 
-/// What `size_bytes` hold. An error where their table is damaged.
-pub fn survey(disk: &impl ReadAt, size_bytes: u64) -> Result<Survey> {
+/// Reads what a disk holds. An error if its table is damaged.
+pub fn survey(disk: &Region<'_>) -> Result<Survey> {
     let part = |number, start_bytes, size_bytes| -> Result<Part> {
-        let content = identify(disk, start_bytes, size_bytes)?;
+        let content = probe(&disk.part(start_bytes, size_bytes))?;
         Ok(Part { number, start_bytes, size_bytes, content })
     };
-    let Some(table) = partition_table::read(disk, size_bytes)? else {
-        return Ok(Survey { table: None, parts: vec![part(None, 0, size_bytes)?] });
+    let Some(table) = partition_table::read(disk)? else {
+        return Ok(Survey { table: None, parts: vec![part(None, 0, disk.size_bytes())?] });
     };
     let parts = table.partitions.iter().map(|p| part(Some(p.number), p.start_bytes, p.size_bytes));
     Ok(Survey { table: Some(table.kind), parts: parts.collect::<Result<_>>()? })

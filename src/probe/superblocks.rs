@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use crate::filesystem::Filesystem;
-use crate::reader::ReadAt;
+use crate::reader::Region;
+use crate::reader::integers::{be32, le16, le32, le64};
 
 /// What a partition, or a bare disk, holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,14 +61,14 @@ const EXT_AT: u64 = 1024;
 const BTRFS_AT: u64 = 64 << 10;
 const SUPERBLOCK_BYTES: usize = 4096;
 
-/// Looks at `size_bytes` at `start_bytes`.
-pub fn identify(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64) -> Result<Content> {
+/// Identifies what a partition, or a bare disk, holds.
+pub fn probe(part: &Region<'_>) -> Result<Content> {
     let read = |at: u64| -> Result<Option<[u8; SUPERBLOCK_BYTES]>> {
-        if at + SUPERBLOCK_BYTES as u64 > size_bytes {
+        if at + SUPERBLOCK_BYTES as u64 > part.size_bytes() {
             return Ok(None);
         }
         let mut bytes = [0u8; SUPERBLOCK_BYTES];
-        disk.read_into(&mut bytes, start_bytes + at).context("reading a superblock")?;
+        part.read_into(&mut bytes, at).context("reading a superblock")?;
         Ok(Some(bytes))
     };
     let Some(start) = read(0)? else { return Ok(Content::Unknown) };
@@ -112,15 +113,14 @@ fn at_start(start: &[u8; SUPERBLOCK_BYTES]) -> Content {
 fn fat(boot_sector: &[u8; SUPERBLOCK_BYTES]) -> Fat {
     const SECTOR_BYTES_AT: usize = 0x0b;
     const COPY_AT: usize = 0x32;
-    let u16_at = |at: usize| u64::from(u16::from_le_bytes([boot_sector[at], boot_sector[at + 1]]));
     let is_32 = boot_sector[0x52..].starts_with(b"FAT32");
     let volume_at = if is_32 { 0x43 } else { 0x27 };
-    let copy_sector = u16_at(COPY_AT);
+    let copy_sector = u64::from(le16(boot_sector, COPY_AT));
     let has_copy = is_32 && (1..32).contains(&copy_sector);
     Fat {
-        volume: u32_le(boot_sector, volume_at),
+        volume: le32(boot_sector, volume_at),
         volume_at: volume_at as u64,
-        copy_at: has_copy.then(|| copy_sector * u16_at(SECTOR_BYTES_AT)),
+        copy_at: has_copy.then(|| copy_sector * u64::from(le16(boot_sector, SECTOR_BYTES_AT))),
     }
 }
 
@@ -138,7 +138,7 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
         return None;
     }
     let (compatible, incompatible, read_only) =
-        (u32_le(superblock, 0x5c), u32_le(superblock, 0x60), u32_le(superblock, 0x64));
+        (le32(superblock, 0x5c), le32(superblock, 0x60), le32(superblock, 0x64));
     let filesystem = if incompatible & INCOMPATIBLE_EXT4 != 0 || read_only & READ_ONLY_EXT4 != 0 {
         Filesystem::Ext4
     } else if compatible & HAS_JOURNAL != 0 {
@@ -147,7 +147,7 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
         Filesystem::Ext2
     };
     let journal_elsewhere = incompatible & JOURNAL_DEVICE != 0
-        || (compatible & HAS_JOURNAL != 0 && u32_le(superblock, 0xe4) != 0)
+        || (compatible & HAS_JOURNAL != 0 && le32(superblock, 0xe4) != 0)
         || superblock[MOUNT_OPTIONS].windows(8).any(|option| option == b"journal_");
     if journal_elsewhere {
         return Some(Content::Other(format!("{filesystem} with its journal on another device")));
@@ -169,8 +169,7 @@ fn xfs(superblock: &[u8; SUPERBLOCK_BYTES]) -> Content {
     }
     // Such a one can be mounted while its log is empty, but what is written then is never closed: nothing that the
     // kernel says at the end tells of it, and the next mount cannot replay it.
-    let log_features: [u8; 4] = std::array::from_fn(|at| superblock[LOG_FEATURES_AT + at]);
-    let unknown = u32::from_be_bytes(log_features) & !LOG_FEATURES_KNOWN;
+    let unknown = be32(superblock, LOG_FEATURES_AT) & !LOG_FEATURES_KNOWN;
     if superblock[VERSION_AT] & 0xf == 5 && unknown != 0 {
         return Content::Other(format!("xfs with unknown features of its log ({unknown:#x})"));
     }
@@ -183,13 +182,13 @@ fn btrfs(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
     if superblock[0x40..0x48] != *b"_BHRfS_M" {
         return None;
     }
-    let devices = u64_le(superblock, 0x88);
+    let devices = le64(superblock, 0x88);
     if devices != 1 {
         return Some(Content::Other(format!("btrfs on {devices} devices")));
     }
     let mut content = volume(Filesystem::Btrfs, &superblock[0x20..0x30]);
     if let Content::Filesystem(volume) = &mut content {
-        if u64_le(superblock, INCOMPATIBLE_AT) & METADATA_UUID != 0 {
+        if le64(superblock, INCOMPATIBLE_AT) & METADATA_UUID != 0 {
             volume.metadata_uuid = Some(uuid(&superblock[0x23b..0x24b]));
         }
     }
@@ -202,12 +201,4 @@ fn volume(filesystem: Filesystem, id: &[u8]) -> Content {
 
 fn uuid(bytes: &[u8]) -> Uuid {
     Uuid::from_slice(bytes).unwrap_or(Uuid::nil())
-}
-
-fn u32_le(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_le(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_le(bytes, at)) | u64::from(u32_le(bytes, at + 4)) << 32
 }

@@ -1,10 +1,16 @@
-//! Bytes of a disk, image or partition that somebody else wrote, read at any offset. Must not know any format.
+//! Bytes of a disk, image or partition that somebody else wrote, read at any offset, with the integers and checksums that
+//! formats share. Must not know any format.
+
+pub mod checksum;
+pub mod integers;
+mod region;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::filesystem::SECTOR_BYTES;
+pub use region::{GiveUp, Parsed, Region, give_up};
 
 /// Bytes that can be read at any offset.
 pub trait ReadAt {
@@ -18,7 +24,7 @@ impl ReadAt for File {
     }
 }
 
-impl ReadAt for [u8] {
+impl ReadAt for &[u8] {
     fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).ok();
         let range = start.and_then(|start| Some(start..start.checked_add(buffer.len())?));

@@ -21,6 +21,7 @@ mod names;
 mod output;
 mod pack;
 mod pax;
+mod pax_record;
 mod sparse;
 mod unpack;
 

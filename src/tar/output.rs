@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::io::{Errno, read};
 
 use super::header::Header;
-use super::pax::{Time, push, push_mtime, push_number};
+use super::pax::{Time, push_mtime};
+use super::pax_record::{push, push_number};
 use super::{BUFFER_BYTES, CHECKPOINT_BYTES, Checkpoint, PAX_BYTES_MAX, padding, shown};
 
 /// The fields of one entry.

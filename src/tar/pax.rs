@@ -2,10 +2,11 @@
 //! Block"), which keywords have a meaning here, and how times are written in them. Must not know
 //! where the values end up.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::acl::Acl;
-use super::sparse::Extent;
+use super::pax_record::{decimal, nonempty, push, split_record};
+use super::sparse::SparseRecords;
 
 /// GNU tar, star and libarchive write extended attributes under this prefix.
 const XATTR: &[u8] = b"SCHILY.xattr.";
@@ -20,19 +21,6 @@ pub(crate) struct Time {
 
 /// An extended attribute: its full name and value.
 pub(super) type Attribute = (Vec<u8>, Vec<u8>);
-
-/// What a GNU tar sparse member says about itself in pax records (formats 0.0, 0.1 and 1.0).
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct SparseRecords {
-    /// The map stands in the data (format 1.0).
-    pub(super) map_in_data: bool,
-    /// The map, in formats 0.0 and 0.1.
-    pub(super) map: Option<Vec<Extent>>,
-    pub(super) name: Option<Vec<u8>>,
-    pub(super) real_size: Option<u64>,
-    /// Format 0.0 gives offset and length in two records.
-    offset: Option<u64>,
-}
 
 /// The records of one extended header that have a meaning here.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -103,30 +91,6 @@ impl Records {
     }
 }
 
-impl SparseRecords {
-    fn take(&mut self, keyword: &[u8], value: &[u8]) -> Result<()> {
-        match keyword {
-            b"major" => {
-                let major = decimal(value)?;
-                ensure!(major <= 1, "expected a major version of 0 or 1");
-                self.map_in_data = major == 1;
-            }
-            b"minor" => ensure!(decimal(value)? <= 1, "expected a minor version of 0 or 1"),
-            b"name" => self.name = nonempty(value),
-            b"realsize" | b"size" => self.real_size = Some(decimal(value)?),
-            b"offset" => self.offset = Some(decimal(value)?),
-            b"numbytes" => {
-                let offset = self.offset.take().context("it has no GNU.sparse.offset before it")?;
-                self.map.get_or_insert_default().push(Extent { offset, length: decimal(value)? });
-            }
-            b"map" => self.map = Some(parse_map(value)?),
-            // The number of extents (0.0 and 0.1) follows from the map.
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 impl Time {
     fn parse(value: &[u8]) -> Result<Time> {
         let (negative, value) = match value.strip_prefix(b"-") {
@@ -156,26 +120,6 @@ impl Time {
     }
 }
 
-/// Appends one record.
-pub(super) fn push(records: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
-    // The length counts its own digits.
-    let rest = keyword.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    records.extend_from_slice(format!("{length} ").as_bytes());
-    records.extend_from_slice(keyword);
-    records.push(b'=');
-    records.extend_from_slice(value);
-    records.push(b'\n');
-}
-
-/// Appends a record with a decimal number.
-pub(super) fn push_number(records: &mut Vec<u8>, keyword: &str, value: u64) {
-    push(records, keyword.as_bytes(), value.to_string().as_bytes());
-}
-
 /// Appends the modification time.
 pub(super) fn push_mtime(records: &mut Vec<u8>, time: Time) {
     push(records, b"mtime", time.text().as_bytes());
@@ -189,29 +133,6 @@ pub(super) fn push_attribute(records: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 /// Whether an attribute means the same on every filesystem, and so is kept.
 pub(super) fn kept(name: &[u8]) -> bool {
     [&b"user."[..], b"trusted.", b"security."].iter().any(|namespace| name.starts_with(namespace))
-}
-
-/// A decimal number, for records and sparse maps.
-pub(super) fn decimal(text: &[u8]) -> Result<u64> {
-    let wrong = || format!("it is {:?}, expected a decimal number", text.escape_ascii().to_string());
-    ensure!(!text.is_empty() && text.iter().all(u8::is_ascii_digit), wrong());
-    let value = text
-        .iter()
-        .try_fold(0_i64, |value, digit| value.checked_mul(10)?.checked_add(i64::from(digit - b'0')));
-    Ok(value.with_context(wrong)?.unsigned_abs())
-}
-
-/// `LENGTH KEYWORD=VALUE\n` at the start of `bytes`: keyword, value and what follows.
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8])> {
-    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let length = usize::try_from(decimal(&bytes[..digits]).context("reading the length of a pax record")?)?;
-    let Some(record) = bytes.get(digits..length) else {
-        bail!("a pax record of {length} bytes does not fit into its header");
-    };
-    let body = record.strip_prefix(b" ").and_then(|body| body.strip_suffix(b"\n"));
-    let body = body.context("a pax record does not have the form \"LENGTH KEYWORD=VALUE\"")?;
-    let equals = body.iter().position(|&byte| byte == b'=').context("a pax record has no \"=\"")?;
-    Ok((&body[..equals], &body[equals + 1..], &bytes[length..]))
 }
 
 /// GNU tar writes `%` and `=` in the name of an attribute as `%25` and `%3D` (its `xheader.c`).
@@ -244,27 +165,11 @@ fn appended(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
     bytes
 }
 
-/// `OFFSET,LENGTH,OFFSET,LENGTH...` of sparse format 0.1.
-fn parse_map(value: &[u8]) -> Result<Vec<Extent>> {
-    let mut map = Vec::new();
-    let mut numbers = value.split(|&byte| byte == b',').filter(|number| !number.is_empty());
-    while let Some(offset) = numbers.next() {
-        let length = numbers.next().context("an offset has no length")?;
-        map.push(Extent { offset: decimal(offset)?, length: decimal(length)? });
-    }
-    Ok(map)
-}
-
 /// The digits behind the point of a time: nanoseconds, finer ones cut off.
 fn fraction(digits: &[u8]) -> Result<u32> {
     ensure!(digits.iter().all(u8::is_ascii_digit), "it has a fraction that is no number");
     let nine = digits.iter().map(|digit| u32::from(digit - b'0')).chain(std::iter::repeat(0)).take(9);
     Ok(nine.fold(0, |value, digit| value * 10 + digit))
-}
-
-/// POSIX: an empty value means that the header's own field holds.
-fn nonempty(value: &[u8]) -> Option<Vec<u8>> {
-    (!value.is_empty()).then(|| value.to_vec())
 }
 
 #[cfg(test)]

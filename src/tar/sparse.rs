@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::header::{Header, unsigned};
 use super::input::Input;
-use super::pax::{SparseRecords, decimal, push, push_number};
+use super::pax_record::{decimal, nonempty, push, push_number};
 use super::{BLOCK, padding, shown};
 
 /// A map with more extents is refused: 16 MiB of memory.
@@ -25,6 +25,43 @@ const WRITTEN_EXTENTS_MAX: usize = 128 * 1024;
 pub(crate) struct Extent {
     pub(crate) offset: u64,
     pub(crate) length: u64,
+}
+
+/// What a GNU tar sparse member says about itself in pax records (formats 0.0, 0.1 and 1.0).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct SparseRecords {
+    /// The map stands in the data (format 1.0).
+    pub(super) map_in_data: bool,
+    /// The map, in formats 0.0 and 0.1.
+    pub(super) map: Option<Vec<Extent>>,
+    pub(super) name: Option<Vec<u8>>,
+    pub(super) real_size: Option<u64>,
+    /// Format 0.0 gives offset and length in two records.
+    offset: Option<u64>,
+}
+
+impl SparseRecords {
+    pub(super) fn take(&mut self, keyword: &[u8], value: &[u8]) -> Result<()> {
+        match keyword {
+            b"major" => {
+                let major = decimal(value)?;
+                ensure!(major <= 1, "expected a major version of 0 or 1");
+                self.map_in_data = major == 1;
+            }
+            b"minor" => ensure!(decimal(value)? <= 1, "expected a minor version of 0 or 1"),
+            b"name" => self.name = nonempty(value),
+            b"realsize" | b"size" => self.real_size = Some(decimal(value)?),
+            b"offset" => self.offset = Some(decimal(value)?),
+            b"numbytes" => {
+                let offset = self.offset.take().context("it has no GNU.sparse.offset before it")?;
+                self.map.get_or_insert_default().push(Extent { offset, length: decimal(value)? });
+            }
+            b"map" => self.map = Some(parse_map(value)?),
+            // The number of extents (0.0 and 0.1) follows from the map.
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// A file with holes: where its data is, and how long it is with them.
@@ -142,6 +179,17 @@ fn data_extents(file: BorrowedFd<'_>, size_bytes: u64) -> Result<Option<Vec<Exte
     }
     seek(file, SeekFrom::Start(0)).context("going back to the file's start")?;
     Ok(Some(extents))
+}
+
+/// `OFFSET,LENGTH,OFFSET,LENGTH...` of sparse format 0.1.
+fn parse_map(value: &[u8]) -> Result<Vec<Extent>> {
+    let mut map = Vec::new();
+    let mut numbers = value.split(|&byte| byte == b',').filter(|number| !number.is_empty());
+    while let Some(offset) = numbers.next() {
+        let length = numbers.next().context("an offset has no length")?;
+        map.push(Extent { offset: decimal(offset)?, length: decimal(length)? });
+    }
+    Ok(map)
 }
 
 /// Reads the map of PAX format 1.0: the number of entries, then offset and length of each, one

@@ -94,7 +94,7 @@ fn survey(disk: &Disk) -> Survey {
     let survey = match disk.medium {
         // It has one page cache, whoever writes it, and no loop device is going to read past that: dropping it would
         // only cost (a warm export takes twice as long).
-        Medium::File => probe::survey(&disk.file, disk.size_bytes),
+        Medium::File => probe::survey(&disk.region()),
         Medium::Block => disk.survey(),
     };
     survey.unwrap_or_else(|error| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::common::{Mounted, processor_time, tool};
 use ganeti_instance_debootstrap::allocation::{Usage, UsedMap, ext4};
-use ganeti_instance_debootstrap::reader::ReadAt;
+use ganeti_instance_debootstrap::reader::{ReadAt, Region};
 use ganeti_instance_debootstrap::sys;
 use sha2::{Digest, Sha256};
 
@@ -79,7 +79,7 @@ fn made(path: &Path, size_bytes: u64, options: &str) {
 
 fn usage(path: &Path) -> Usage {
     let file = File::open(path).unwrap();
-    ext4::usage(&file, 0, file.metadata().unwrap().len()).unwrap()
+    Usage::of(ext4::map(&Region::new(&file, 0, file.metadata().unwrap().len()))).unwrap()
 }
 
 fn map(path: &Path, what: &str) -> UsedMap {
@@ -543,7 +543,9 @@ fn answer(image: &[u8]) -> Usage {
     const START_BYTES: u64 = 123 * 512;
     let left_bytes = Cell::new(4 * image.len() as u64);
     let watched = Watched { bytes: image, start_bytes: START_BYTES, left_bytes };
-    let (usage, took) = processor_time(|| ext4::usage(&watched, START_BYTES, image.len() as u64).unwrap());
+    let (usage, took) = processor_time(|| {
+        Usage::of(ext4::map(&Region::new(&watched, START_BYTES, image.len() as u64))).unwrap()
+    });
     assert!(took < Duration::from_secs(1), "{took:?}");
     if let Usage::Part(map) = &usage {
         assert_eq!(map.size_bytes(), image.len() as u64);

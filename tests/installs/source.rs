@@ -539,9 +539,8 @@ fn a_boot_partition_names_the_new_root_and_odd_tables_stay_within_the_disk() {
     file.read_exact_at(&mut header, 512).unwrap();
     header[32..40].copy_from_slice(&(1_u64 << 33).to_le_bytes());
     header[16..20].fill(0);
-    let mut crc = flate2::Crc::new();
-    crc.update(&header);
-    header[16..20].copy_from_slice(&crc.sum().to_le_bytes());
+    let crc = crc32fast::hash(&header);
+    header[16..20].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&header, 512).unwrap();
 
     let disk = node.disk("d", 96 * MIB);

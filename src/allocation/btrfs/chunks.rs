@@ -1,10 +1,10 @@
 //! Chunks: where on the disk logical addresses lie, once (single) or twice (DUP). Other profiles are not read.
 
+use super::key::{KEY_BYTES, Key};
 use super::superblock::Superblock;
-use super::tree::{Forest, KEY_BYTES, Key, le16, le64};
 use crate::allocation::UsedMap;
-use crate::allocation::reader::{Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::integers::{le16, le64};
+use crate::reader::{Parsed, give_up};
 
 const CHUNK_TREE: u64 = 256;
 const CHUNK_ITEM: u8 = 228;
@@ -34,12 +34,12 @@ pub struct Chunks(Vec<Chunk>);
 
 impl Chunks {
     /// Those that the chunk tree itself lies in.
-    pub fn of_superblock(superblock: &Superblock) -> Step<Chunks> {
+    pub fn of_superblock(superblock: &Superblock) -> Parsed<Chunks> {
         let mut chunks = Chunks::default();
         let mut rest = superblock.system_chunks.as_slice();
         while !rest.is_empty() {
             let Some((key, behind)) = rest.split_at_checked(KEY_BYTES) else {
-                return unsure("the superblock's chunks do not hold together");
+                return give_up("the superblock's chunks do not hold together");
             };
             let used = chunks.add(superblock, Key::read(key), behind)?;
             rest = &behind[used..];
@@ -49,35 +49,31 @@ impl Chunks {
         Ok(chunks)
     }
 
-    /// All of the chunk tree.
-    pub fn read<D: ReadAt + ?Sized>(forest: &Forest<D>) -> Step<Chunks> {
-        let mut chunks = Chunks::default();
-        forest.walk(forest.superblock.chunk_root, &mut |key, item| {
-            if key.kind == CHUNK_ITEM {
-                if chunks.0.last().is_some_and(|last| key.offset < last.start + last.length) {
-                    return unsure("chunks overlap");
-                }
-                chunks.add(forest.superblock, key, item)?;
+    /// Takes the next item of the chunk tree, in the order of the tree.
+    pub fn take(&mut self, superblock: &Superblock, key: Key, item: &[u8]) -> Parsed<()> {
+        if key.kind == CHUNK_ITEM {
+            if self.0.last().is_some_and(|last| key.offset < last.start + last.length) {
+                return give_up("chunks overlap");
             }
-            Ok(())
-        })?;
-        Ok(chunks)
+            self.add(superblock, key, item)?;
+        }
+        Ok(())
     }
 
     /// Returns how many bytes the item takes.
-    fn add(&mut self, superblock: &Superblock, key: Key, item: &[u8]) -> Step<usize> {
+    fn add(&mut self, superblock: &Superblock, key: Key, item: &[u8]) -> Parsed<usize> {
         let Some((head, stripes)) = item.split_at_checked(ITEM_BYTES) else {
-            return unsure("a chunk's item is too short");
+            return give_up("a chunk's item is too short");
         };
         let (length, kind) = (le64(head, 0), le64(head, 24));
         let profile = kind & !KINDS;
         let copies: usize = match profile {
             0 => 1,
             DUP => 2,
-            _ => return unsure(format!("chunks of profile {profile:#x} are not read")),
+            _ => return give_up(format!("chunks of profile {profile:#x} are not read")),
         };
         let Some(stripes) = stripes.get(..copies * STRIPE_BYTES) else {
-            return unsure("a chunk's item is too short");
+            return give_up("a chunk's item is too short");
         };
         let (first, last) = (&stripes[..STRIPE_BYTES], &stripes[stripes.len() - STRIPE_BYTES..]);
         let places = [le64(first, 8), le64(last, 8)];
@@ -90,7 +86,7 @@ impl Chunks {
                 .iter()
                 .all(|at| at.checked_add(length).is_some_and(|end| end <= superblock.device_bytes));
         if !holds || self.0.len() >= CHUNKS_MAX {
-            return unsure(format!("the chunk at {} does not hold together", key.offset));
+            return give_up(format!("the chunk at {} does not hold together", key.offset));
         }
         self.0.push(Chunk { start: key.offset, length, holds_metadata: kind & KINDS != DATA_ALONE, places });
         Ok(ITEM_BYTES + stripes.len())
@@ -104,7 +100,7 @@ impl Chunks {
     }
 
     /// Where `length` bytes at a logical address lie.
-    pub fn places(&self, at: u64, length: u64) -> Step<[u64; 2]> {
+    pub fn places(&self, at: u64, length: u64) -> Parsed<[u64; 2]> {
         let index = self.0.partition_point(|chunk| chunk.start <= at);
         let chunk = index.checked_sub(1).map(|index| &self.0[index]);
         let inside = |chunk: &&Chunk| {
@@ -112,11 +108,11 @@ impl Chunks {
         };
         match chunk.filter(inside) {
             Some(chunk) => Ok(chunk.places.map(|place| place + (at - chunk.start))),
-            None => unsure(format!("{length} bytes at {at} lie in no chunk")),
+            None => give_up(format!("{length} bytes at {at} lie in no chunk")),
         }
     }
 
-    pub fn mark(&self, at: u64, length: u64, map: &mut UsedMap) -> Step<()> {
+    pub fn mark(&self, at: u64, length: u64, map: &mut UsedMap) -> Parsed<()> {
         self.places(at, length)?.into_iter().for_each(|place| map.mark(place, length));
         Ok(())
     }

@@ -5,17 +5,17 @@
 //! was fsynced since the last commit lies in log trees, and in extents that no extent tree knows yet.
 
 mod chunks;
+mod key;
 mod superblock;
 mod tree;
 
-use anyhow::Result;
-
-use super::reader::{Source, Step, settle, unsure};
-use super::{Usage, UsedMap};
-use crate::reader::ReadAt;
+use super::UsedMap;
+use crate::reader::integers::le64;
+use crate::reader::{Parsed, Region, give_up};
 use chunks::Chunks;
+use key::{Key, Root};
 use superblock::Superblock;
-use tree::{Forest, Key, Root, le64};
+use tree::Forest;
 
 /// What lies before the first chunk: a boot loader, perhaps, and the superblock.
 const RESERVED_BYTES: u64 = 1 << 20;
@@ -33,25 +33,22 @@ const INLINE: u8 = 0;
 /// Log trees: one for each subvolume that was written.
 const LOGS_MAX: usize = 1 << 14;
 
-/// What of the `size_bytes` at `start_bytes`, where a btrfs lies, is in use. An error only where the disk cannot be
-/// read.
-pub fn usage(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64) -> Result<Usage> {
-    settle(map(&Source::new(disk, start_bytes, size_bytes)))
-}
-
-fn map<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<UsedMap> {
-    let superblock = Superblock::read(source)?;
+/// What is in use of the region, in which a btrfs is.
+pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
+    let superblock = Superblock::read(region)?;
     let system = Chunks::of_superblock(&superblock)?;
-    let chunks = Chunks::read(&Forest { source, superblock: &superblock, chunks: &system })?;
+    let mut chunks = Chunks::default();
+    let forest = Forest { region, superblock: &superblock, chunks: &system };
+    forest.walk(superblock.chunk_root, &mut |key, item| chunks.take(&superblock, key, item))?;
     if !chunks.contain(&system) {
-        return unsure("the superblock and the chunk tree differ");
+        return give_up("the superblock and the chunk tree differ");
     }
-    let mut map = UsedMap::empty(source.size_bytes());
+    let mut map = UsedMap::empty(region.size_bytes());
     map.mark(0, RESERVED_BYTES);
     superblock::copies().for_each(|at| map.mark(at, superblock::SIZE_BYTES as u64));
     // What lies behind the filesystem's end is nobody's to call free.
     map.mark(superblock.device_bytes, u64::MAX);
-    let forest = Forest { source, superblock: &superblock, chunks: &chunks };
+    let forest = Forest { region, superblock: &superblock, chunks: &chunks };
     mark_extents(&forest, &mut map)?;
     if let Some(log) = superblock.log {
         chunks.mark_metadata(&mut map);
@@ -60,7 +57,7 @@ fn map<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<UsedMap> {
     Ok(map)
 }
 
-fn mark_extents<D: ReadAt + ?Sized>(forest: &Forest<D>, map: &mut UsedMap) -> Step<()> {
+fn mark_extents(forest: &Forest<'_>, map: &mut UsedMap) -> Parsed<()> {
     let superblock = forest.superblock;
     let (mut behind, mut sum_bytes) = (0, 0u64);
     forest.walk(extent_root(forest)?, &mut |key, _| {
@@ -70,7 +67,7 @@ fn mark_extents<D: ReadAt + ?Sized>(forest: &Forest<D>, map: &mut UsedMap) -> St
             _ => return Ok(()),
         };
         if key.object < behind {
-            return unsure(format!("extents overlap at {}", key.object));
+            return give_up(format!("extents overlap at {}", key.object));
         }
         forest.chunks.mark(key.object, length, map)?;
         behind = key.object + length;
@@ -78,7 +75,7 @@ fn mark_extents<D: ReadAt + ?Sized>(forest: &Forest<D>, map: &mut UsedMap) -> St
         Ok(())
     })?;
     if sum_bytes != superblock.used_bytes {
-        return unsure(format!(
+        return give_up(format!(
             "extents have {sum_bytes} bytes and the superblock counts {}",
             superblock.used_bytes
         ));
@@ -86,30 +83,30 @@ fn mark_extents<D: ReadAt + ?Sized>(forest: &Forest<D>, map: &mut UsedMap) -> St
     Ok(())
 }
 
-fn extent_root<D: ReadAt + ?Sized>(forest: &Forest<D>) -> Step<Root> {
+fn extent_root(forest: &Forest<'_>) -> Parsed<Root> {
     let mut found = None;
     forest.walk(forest.superblock.root, &mut |key: Key, item: &[u8]| {
         if (key.object, key.kind) != (EXTENT_TREE, ROOT_ITEM) {
             return Ok(());
         }
         if found.is_some() || item.len() < ROOT_ITEM_MIN_BYTES {
-            return unsure("the root of the extent tree does not hold together");
+            return give_up("the root of the extent tree does not hold together");
         }
         found = Some(root_of(item));
         Ok(())
     })?;
-    found.map_or_else(|| unsure("there is no extent tree"), Ok)
+    found.map_or_else(|| give_up("there is no extent tree"), Ok)
 }
 
 /// The data that was fsynced since the last commit. The log trees' own blocks are somewhere in the chunks of metadata.
-fn mark_logged<D: ReadAt + ?Sized>(forest: &Forest<D>, log: Root, map: &mut UsedMap) -> Step<()> {
+fn mark_logged(forest: &Forest<'_>, log: Root, map: &mut UsedMap) -> Parsed<()> {
     let mut roots = Vec::new();
     forest.walk(log, &mut |key: Key, item: &[u8]| {
         if key.kind != ROOT_ITEM {
             return Ok(());
         }
         if item.len() < ROOT_ITEM_MIN_BYTES || roots.len() >= LOGS_MAX {
-            return unsure("the log trees do not hold together");
+            return give_up("the log trees do not hold together");
         }
         roots.push(root_of(item));
         Ok(())
@@ -120,7 +117,7 @@ fn mark_logged<D: ReadAt + ?Sized>(forest: &Forest<D>, log: Root, map: &mut Used
                 return Ok(());
             }
             if item.len() < FILE_EXTENT_BYTES {
-                return unsure("the log trees do not hold together");
+                return give_up("the log trees do not hold together");
             }
             match (le64(item, 21), le64(item, 29)) {
                 // A hole.

@@ -1,8 +1,9 @@
 //! The superblock: where the trees begin, and whether this is a kind of btrfs that is read here.
 
-use super::tree::{Root, le16, le32, le64};
-use crate::allocation::reader::{CRC32C, Source, Step, unsure};
-use crate::reader::ReadAt;
+use super::key::Root;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{le16, le32, le64};
+use crate::reader::{Parsed, Region, give_up};
 
 pub const SIZE_BYTES: usize = 4096;
 const AT: u64 = 64 << 10;
@@ -45,25 +46,25 @@ pub fn copies() -> impl Iterator<Item = u64> {
 }
 
 impl Superblock {
-    pub fn read<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<Superblock> {
-        let bytes = source.read(AT, SIZE_BYTES)?;
+    pub fn read(region: &Region<'_>) -> Parsed<Superblock> {
+        let bytes = region.read(AT, SIZE_BYTES)?;
         if bytes[0x40..0x48] != *b"_BHRfS_M" || le64(&bytes, 0x30) != AT {
-            return unsure("no superblock of btrfs is there");
+            return give_up("no superblock of btrfs is there");
         }
         let checksum_kind = le16(&bytes, 0xc4);
         if checksum_kind >= CHECKSUM_KINDS {
-            return unsure(format!("checksums of kind {checksum_kind} are not known"));
+            return give_up(format!("checksums of kind {checksum_kind} are not known"));
         }
         let flags = le64(&bytes, 0x38);
         let (read_only, incompatible) = (le64(&bytes, 0xb4), le64(&bytes, 0xbc));
         let unknown =
             [flags & !FLAGS_KNOWN, read_only & !READ_ONLY_KNOWN, incompatible & !INCOMPATIBLE_KNOWN];
         if unknown != [0; 3] {
-            return unsure(format!("features {unknown:x?} are not known"));
+            return give_up(format!("features {unknown:x?} are not known"));
         }
         let devices = le64(&bytes, 0x88);
         if devices != 1 {
-            return unsure(format!("btrfs on {devices} devices"));
+            return give_up(format!("btrfs on {devices} devices"));
         }
         let (sector_bytes, node_bytes) = (le32(&bytes, 0x90), le32(&bytes, 0x94));
         let sizes_hold = [sector_bytes, node_bytes].iter().all(|n| n.is_power_of_two())
@@ -71,8 +72,8 @@ impl Superblock {
             && (512..=node_bytes).contains(&sector_bytes);
         let array_bytes = le32(&bytes, 0xa0) as usize;
         let device_bytes = le64(&bytes, 0xd1);
-        if !sizes_hold || array_bytes > ARRAY_MAX_BYTES || device_bytes > source.size_bytes() {
-            return unsure("the superblock's sizes are impossible");
+        if !sizes_hold || array_bytes > ARRAY_MAX_BYTES || device_bytes > region.size_bytes() {
+            return give_up("the superblock's sizes are impossible");
         }
         let generation = le64(&bytes, 0x48);
         let log_at = le64(&bytes, 0x60);
@@ -97,7 +98,7 @@ impl Superblock {
             is_crc: checksum_kind == CRC,
         };
         if !superblock.checksum_holds(&bytes) {
-            return unsure("the superblock's checksum is wrong");
+            return give_up("the superblock's checksum is wrong");
         }
         Ok(superblock)
     }
@@ -105,6 +106,6 @@ impl Superblock {
     /// Of the superblock, or of a block of a tree, which both begin with it.
     pub fn checksum_holds(&self, block: &[u8]) -> bool {
         const BEHIND_CHECKSUM: usize = 32;
-        !self.is_crc || CRC32C.checksum(&block[BEHIND_CHECKSUM..]) == le32(block, 0)
+        !self.is_crc || Crc32c::of(&block[BEHIND_CHECKSUM..]) == le32(block, 0)
     }
 }

@@ -2,50 +2,28 @@
 //! greater than all before it.
 
 use super::chunks::Chunks;
+use super::key::{KEY_BYTES, Key, Root};
 use super::superblock::Superblock;
-use crate::allocation::reader::{Source, Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::integers::{le32, le64};
+use crate::reader::{Parsed, Region, give_up};
 
 const LEVELS: u8 = 8;
 const HEADER_BYTES: usize = 101;
 const ITEM_BYTES: usize = 25;
 const POINTER_BYTES: usize = 33;
-pub const KEY_BYTES: usize = 17;
-
-/// A tree's root block, by its logical address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Root {
-    pub at: u64,
-    pub generation: u64,
-    pub level: u8,
-}
-
-/// An item's key; ordered as here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    pub object: u64,
-    pub kind: u8,
-    pub offset: u64,
-}
-
-impl Key {
-    pub fn read(bytes: &[u8]) -> Key {
-        Key { object: le64(bytes, 0), kind: bytes[8], offset: le64(bytes, 9) }
-    }
-}
 
 /// All trees of a filesystem.
-pub struct Forest<'a, D: ?Sized> {
-    pub source: &'a Source<'a, D>,
+pub struct Forest<'a> {
+    pub region: &'a Region<'a>,
     pub superblock: &'a Superblock,
     pub chunks: &'a Chunks,
 }
 
-impl<D: ReadAt + ?Sized> Forest<'_, D> {
+impl Forest<'_> {
     /// Shows every item of a tree, in the order of their keys.
-    pub fn walk(&self, root: Root, take: &mut dyn FnMut(Key, &[u8]) -> Step<()>) -> Step<()> {
+    pub fn walk(&self, root: Root, take: &mut dyn FnMut(Key, &[u8]) -> Parsed<()>) -> Parsed<()> {
         if root.level >= LEVELS {
-            return unsure(format!("a tree has {} levels", root.level));
+            return give_up(format!("a tree has {} levels", root.level));
         }
         self.block(root, None, &mut None, take)
     }
@@ -56,10 +34,10 @@ impl<D: ReadAt + ?Sized> Forest<'_, D> {
         block: Root,
         first: Option<Key>,
         last: &mut Option<Key>,
-        take: &mut dyn FnMut(Key, &[u8]) -> Step<()>,
-    ) -> Step<()> {
+        take: &mut dyn FnMut(Key, &[u8]) -> Parsed<()>,
+    ) -> Parsed<()> {
         let bytes = self.read(block)?;
-        let broken = || unsure(format!("the tree block at {} does not hold together", block.at));
+        let broken = || give_up(format!("the tree block at {} does not hold together", block.at));
         let (count, body) = (le32(&bytes, 96) as usize, &bytes[HEADER_BYTES..]);
         let entry_bytes = if block.level == 0 { ITEM_BYTES } else { POINTER_BYTES };
         // Only a tree without items has an empty block.
@@ -94,10 +72,10 @@ impl<D: ReadAt + ?Sized> Forest<'_, D> {
     }
 
     /// From the first copy that is what it must be.
-    fn read(&self, block: Root) -> Step<Vec<u8>> {
+    fn read(&self, block: Root) -> Parsed<Vec<u8>> {
         let superblock = self.superblock;
         for at in self.chunks.places(block.at, superblock.node_bytes)? {
-            let bytes = self.source.read(at, superblock.node_bytes as usize)?;
+            let bytes = self.region.read(at, superblock.node_bytes as usize)?;
             let holds = bytes[32..48] == superblock.metadata_uuid
                 && le64(&bytes, 48) == block.at
                 && le64(&bytes, 80) == block.generation
@@ -107,18 +85,6 @@ impl<D: ReadAt + ?Sized> Forest<'_, D> {
                 return Ok(bytes);
             }
         }
-        unsure(format!("the tree block at {} is not what it must be", block.at))
+        give_up(format!("the tree block at {} is not what it must be", block.at))
     }
-}
-
-pub fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-pub fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }

@@ -1,11 +1,12 @@
 //! The groups: their descriptors, their bitmaps, and what of their metadata no bitmap needs to be asked about. One block
 //! of descriptors and the bitmaps of its groups are held at a time.
 
-use super::checksum::crc16;
 use super::superblock::{Checksums, Superblock};
-use super::{Blocks, Sure, Volume, joined, le16, le32, read_blocks, unsure};
+use super::{Blocks, read_blocks};
 use crate::allocation::UsedMap;
-use crate::reader::ReadAt;
+use crate::reader::checksum::crc16;
+use crate::reader::integers::{joined, le16, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 /// Bitmaps that lie beside each other are read at once, up to this many bytes.
 const READ_BYTES: u64 = 1 << 20;
@@ -28,16 +29,12 @@ struct Descriptor {
 }
 
 /// Marks what is in use in all groups.
-pub fn mark<R: ReadAt + ?Sized>(
-    blocks: &Blocks<'_, R>,
-    superblock: &Superblock,
-    map: &mut UsedMap,
-) -> Sure<()> {
+pub fn mark(blocks: &Blocks<'_>, superblock: &Superblock, map: &mut UsedMap) -> Parsed<()> {
     let per_block = superblock.descriptors_per_block();
     for index in 0..superblock.descriptor_blocks() {
         let at = superblock.descriptor_block(index);
         if at >= superblock.blocks {
-            return unsure(format!("its group descriptors lie in block {at}, beyond its end"));
+            return give_up(format!("its group descriptors lie in block {at}, beyond its end"));
         }
         let bytes = blocks.read(at)?;
         map.mark(at * superblock.block_bytes, superblock.block_bytes);
@@ -46,7 +43,7 @@ pub fn mark<R: ReadAt + ?Sized>(
             .chunks_exact(superblock.descriptor_bytes)
             .zip(first..superblock.groups)
             .map(|(bytes, group)| parse(superblock, bytes, group))
-            .collect::<Sure<Vec<_>>>()?;
+            .collect::<Parsed<Vec<_>>>()?;
         descriptors.iter().for_each(|descriptor| mark_metadata(superblock, descriptor, map));
         mark_bitmaps(blocks, superblock, &descriptors, map)?;
         // Last: what a bitmap calls used is unmarked again.
@@ -55,7 +52,7 @@ pub fn mark<R: ReadAt + ?Sized>(
     Ok(())
 }
 
-fn parse(superblock: &Superblock, bytes: &[u8], group: u64) -> Sure<Descriptor> {
+fn parse(superblock: &Superblock, bytes: &[u8], group: u64) -> Parsed<Descriptor> {
     let number = (group as u32).to_le_bytes();
     const OWN: std::ops::Range<usize> = 0x1e..0x20;
     let expected = match superblock.checksums {
@@ -66,7 +63,7 @@ fn parse(superblock: &Superblock, bytes: &[u8], group: u64) -> Sure<Descriptor> 
         Checksums::All(seed) => Some(seed.and(&number).and_without(bytes, OWN).low()),
     };
     if expected.is_some_and(|sum| sum != le16(bytes, OWN.start)) {
-        return unsure(format!("the descriptor of group {group} does not match its checksum"));
+        return give_up(format!("the descriptor of group {group} does not match its checksum"));
     }
     let wide = bytes.len() >= 64;
     let high = |at| if wide { le32(bytes, at) } else { 0 };
@@ -101,20 +98,16 @@ fn parse(superblock: &Superblock, bytes: &[u8], group: u64) -> Sure<Descriptor> 
         || !lies_within(descriptor.inode_table, superblock.inode_table_blocks())
         || unused > superblock.inodes_per_group
     {
-        return unsure(format!("the descriptor of group {group} has its metadata out of bounds"));
+        return give_up(format!("the descriptor of group {group} has its metadata out of bounds"));
     }
     Ok(descriptor)
 }
 
 /// The block where a group's inode table begins, by what stands in the place of its descriptor.
-pub fn inode_table_in_place<R: ReadAt + ?Sized>(
-    volume: &Volume<'_, R>,
-    superblock: &Superblock,
-    group: u64,
-) -> Sure<u64> {
+pub fn inode_table_in_place(region: &Region<'_>, superblock: &Superblock, group: u64) -> Parsed<u64> {
     let per_block = superblock.descriptors_per_block();
     let block = superblock.descriptor_block(group / per_block);
-    let bytes = read_blocks(volume, superblock.block_bytes, block, 1)?;
+    let bytes = read_blocks(region, superblock.block_bytes, block, 1)?;
     let at = (group % per_block) as usize * superblock.descriptor_bytes;
     Ok(parse(superblock, &bytes[at..at + superblock.descriptor_bytes], group)?.inode_table)
 }
@@ -134,12 +127,12 @@ fn mark_metadata(superblock: &Superblock, descriptor: &Descriptor, map: &mut Use
     }
 }
 
-fn mark_bitmaps<R: ReadAt + ?Sized>(
-    blocks: &Blocks<'_, R>,
+fn mark_bitmaps(
+    blocks: &Blocks<'_>,
     superblock: &Superblock,
     descriptors: &[Descriptor],
     map: &mut UsedMap,
-) -> Sure<()> {
+) -> Parsed<()> {
     let block_bytes = superblock.block_bytes as usize;
     let batch_max = (READ_BYTES / superblock.block_bytes) as usize;
     let mut left = descriptors.iter().filter(|group| !group.bitmap_absent).peekable();
@@ -172,7 +165,7 @@ fn mark_bitmap(
     descriptor: &Descriptor,
     bitmap: &[u8],
     map: &mut UsedMap,
-) -> Sure<()> {
+) -> Parsed<()> {
     let group = descriptor.group;
     if let Checksums::All(seed) = superblock.checksums {
         let sum = seed.and(&bitmap[..(superblock.clusters_per_group / 8) as usize]);
@@ -181,7 +174,7 @@ fn mark_bitmap(
             _ => u32::from(sum.low()) == descriptor.bitmap_checksum,
         };
         if !same {
-            return unsure(format!("the block bitmap of group {group} does not match its checksum"));
+            return give_up(format!("the block bitmap of group {group} does not match its checksum"));
         }
     }
     let mut used = 0;
@@ -190,7 +183,7 @@ fn mark_bitmap(
         map.mark(start * superblock.block_bytes, count * superblock.block_bytes);
     });
     if clusters - used != descriptor.free {
-        return unsure(format!(
+        return give_up(format!(
             "the block bitmap of group {group} has {} free, its descriptor {}",
             clusters - used,
             descriptor.free

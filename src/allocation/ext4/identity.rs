@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use anyhow::{Result, anyhow};
 
-use super::checksum::Crc32c;
+use super::Blocks;
 use super::journal::{self, Journal};
 use super::superblock::{self, Superblock};
-use super::{Blocks, Stop, Sure, Volume, unsure};
-use crate::reader::ReadAt;
+use crate::reader::checksum::Crc32c;
+use crate::reader::{GiveUp, Parsed, ReadAt, Region, give_up};
 
 /// Of a superblock of either kind.
 pub const SUPERBLOCK_BYTES: usize = superblock::BYTES;
@@ -28,22 +28,22 @@ pub struct Identity {
 }
 
 /// Of the filesystem that `disk` is, in `size_bytes`; an error where it is not at rest, or not known.
-pub fn identity(disk: &(impl ReadAt + ?Sized), size_bytes: u64) -> Result<Identity> {
-    match of_volume(&Volume { disk, start_bytes: 0, size_bytes }) {
+pub fn identity(disk: &dyn ReadAt, size_bytes: u64) -> Result<Identity> {
+    match of_volume(&Region::new(disk, 0, size_bytes)) {
         Ok(identity) => Ok(identity),
-        Err(Stop::Unsure(reason)) => Err(anyhow!("the filesystem cannot be copied: {reason}")),
-        Err(Stop::Device(error)) => Err(error),
+        Err(GiveUp::NotUnderstood(reason)) => Err(anyhow!("the filesystem cannot be copied: {reason}")),
+        Err(GiveUp::Unreadable(error)) => Err(error),
     }
 }
 
-fn of_volume<R: ReadAt + ?Sized>(volume: &Volume<'_, R>) -> Sure<Identity> {
-    let superblock = Superblock::read(volume)?;
+fn of_volume(region: &Region<'_>) -> Parsed<Identity> {
+    let superblock = Superblock::read(region)?;
     if superblock.needs_recovery {
-        return unsure("its journal was not replayed");
+        return give_up("its journal was not replayed");
     }
     let block_bytes = superblock.block_bytes;
-    let journal = Journal::open(volume, &superblock)?;
-    let blocks = Blocks { volume, block_bytes, journal };
+    let journal = Journal::open(region, &superblock)?;
+    let blocks = Blocks { region, block_bytes, journal };
     let mut log = Vec::new();
     for run in blocks.journal.iter().flat_map(|journal| &journal.runs) {
         // The first block is the journal's superblock.

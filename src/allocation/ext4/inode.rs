@@ -1,11 +1,12 @@
 //! The journal's inode: which blocks hold the journal, by extents or by indirect blocks. Each of its blocks has to be
 //! somewhere, in order; what makes it longer than that is not looked at.
 
-use super::checksum::Crc32c;
 use super::groups::inode_table_in_place;
+use super::read_blocks;
 use super::superblock::{Checksums, Superblock};
-use super::{Sure, Volume, joined, le16, le32, read_blocks, unsure};
-use crate::reader::ReadAt;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{joined, le16, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 const NUMBER: u64 = 8;
 const REGULAR: u16 = 0x8000;
@@ -33,28 +34,28 @@ pub struct Run {
 }
 
 /// The blocks of the journal's inode, all of them, in order. It is read in its place, as the kernel does before a replay.
-pub fn journal_runs<R: ReadAt + ?Sized>(volume: &Volume<'_, R>, superblock: &Superblock) -> Sure<Vec<Run>> {
+pub fn journal_runs(region: &Region<'_>, superblock: &Superblock) -> Parsed<Vec<Run>> {
     let (group, index) =
         ((NUMBER - 1) / superblock.inodes_per_group, (NUMBER - 1) % superblock.inodes_per_group);
     if group >= superblock.groups {
-        return unsure("there is no inode of the journal");
+        return give_up("there is no inode of the journal");
     }
-    let table = inode_table_in_place(volume, superblock, group)?;
+    let table = inode_table_in_place(region, superblock, group)?;
     let mut bytes = vec![0; superblock.inode_bytes as usize];
-    volume.read(&mut bytes, table * superblock.block_bytes + index * superblock.inode_bytes)?;
+    region.read_into(&mut bytes, table * superblock.block_bytes + index * superblock.inode_bytes)?;
     let checksum = checked(superblock, &bytes)?;
 
     let flags = le32(&bytes, 0x20);
     let size_bytes = joined(le32(&bytes, 0x6c), le32(&bytes, 0x4));
     let wanted = size_bytes / superblock.block_bytes;
     if le16(&bytes, 0x0) & TYPE_MASK != REGULAR || le16(&bytes, 0x1a) == 0 || flags & INLINE_DATA != 0 {
-        return unsure("the journal's inode is none of a file");
+        return give_up("the journal's inode is none of a file");
     }
     if wanted == 0 || wanted > BLOCKS_MAX {
-        return unsure(format!("its journal has {wanted} blocks; up to {BLOCKS_MAX} are read"));
+        return give_up(format!("its journal has {wanted} blocks; up to {BLOCKS_MAX} are read"));
     }
     let mut reader = Reader {
-        volume,
+        region,
         superblock,
         checksum,
         runs: Vec::new(),
@@ -74,13 +75,13 @@ pub fn journal_runs<R: ReadAt + ?Sized>(volume: &Volume<'_, R>, superblock: &Sup
         }
     }
     if reader.found != wanted {
-        return unsure(format!("its journal has {wanted} blocks, and {} of them are found", reader.found));
+        return give_up(format!("its journal has {wanted} blocks, and {} of them are found", reader.found));
     }
     Ok(reader.runs)
 }
 
 /// The sum that those of the inode's blocks go on from, where it matches its own.
-fn checked(superblock: &Superblock, bytes: &[u8]) -> Sure<Option<Crc32c>> {
+fn checked(superblock: &Superblock, bytes: &[u8]) -> Parsed<Option<Crc32c>> {
     const LOW: std::ops::Range<usize> = 0x7c..0x7e;
     const HIGH: std::ops::Range<usize> = 0x82..0x84;
     let Checksums::All(seed) = superblock.checksums else { return Ok(None) };
@@ -94,13 +95,13 @@ fn checked(superblock: &Superblock, bytes: &[u8]) -> Sure<Option<Crc32c>> {
         (u32::from(own.and_without(bytes, LOW).low()), u32::from(le16(bytes, LOW.start)))
     };
     if sum != expected {
-        return unsure("the journal's inode does not match its checksum");
+        return give_up("the journal's inode does not match its checksum");
     }
     Ok(Some(own))
 }
 
-struct Reader<'a, R: ?Sized> {
-    volume: &'a Volume<'a, R>,
+struct Reader<'a> {
+    region: &'a Region<'a>,
     superblock: &'a Superblock,
     checksum: Option<Crc32c>,
     runs: Vec<Run>,
@@ -109,12 +110,12 @@ struct Reader<'a, R: ?Sized> {
     nodes_left: u32,
 }
 
-impl<R: ReadAt + ?Sized> Reader<'_, R> {
+impl Reader<'_> {
     /// Takes the next blocks of the file.
-    fn take(&mut self, block: u64, count: u64) -> Sure<()> {
+    fn take(&mut self, block: u64, count: u64) -> Parsed<()> {
         let end = block.checked_add(count);
         if block <= self.superblock.first_block || end.is_none_or(|end| end > self.superblock.blocks) {
-            return unsure(format!("a block of its journal is {block}, out of bounds"));
+            return give_up(format!("a block of its journal is {block}, out of bounds"));
         }
         let count = count.min(self.wanted - self.found);
         match self.runs.last_mut() {
@@ -126,16 +127,16 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         Ok(())
     }
 
-    fn read(&self, block: u64) -> Sure<Vec<u8>> {
+    fn read(&self, block: u64) -> Parsed<Vec<u8>> {
         if block <= self.superblock.first_block || block >= self.superblock.blocks {
-            return unsure(format!("the map of its journal leads to block {block}, out of bounds"));
+            return give_up(format!("the map of its journal leads to block {block}, out of bounds"));
         }
-        read_blocks(self.volume, self.superblock.block_bytes, block, 1)
+        read_blocks(self.region, self.superblock.block_bytes, block, 1)
     }
 
     /// A node of an extent tree; `depth` is what the one above says of it.
-    fn extents(&mut self, node: &[u8], depth: Option<u16>) -> Sure<()> {
-        let strange = || unsure("the map of its journal is not one of a journal");
+    fn extents(&mut self, node: &[u8], depth: Option<u16>) -> Parsed<()> {
+        let strange = || give_up("the map of its journal is not one of a journal");
         let Some(left) = self.nodes_left.checked_sub(1) else { return strange() };
         self.nodes_left = left;
         let (entries, room, own_depth) =
@@ -152,7 +153,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         if let (Some(seed), Some(_)) = (self.checksum, depth) {
             let end = 12 + 12 * room;
             if end + 4 > node.len() || seed.and(&node[..end]).value() != le32(node, end) {
-                return unsure("the map of its journal does not match its checksum");
+                return give_up("the map of its journal does not match its checksum");
             }
         }
         for entry in node[12..].chunks_exact(12).take(entries) {
@@ -179,7 +180,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
     }
 
     /// A list of blocks.
-    fn blocks(&mut self, list: &[u8]) -> Sure<()> {
+    fn blocks(&mut self, list: &[u8]) -> Parsed<()> {
         for entry in list.chunks_exact(4) {
             if self.found == self.wanted {
                 break;
@@ -190,7 +191,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
     }
 
     /// A block of a list, or of lists: `depth` more of them.
-    fn indirect(&mut self, block: u64, depth: usize) -> Sure<()> {
+    fn indirect(&mut self, block: u64, depth: usize) -> Parsed<()> {
         let list = self.read(block)?;
         if depth == 0 {
             return self.blocks(&list);

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::checksum::Crc32c;
 use super::inode::{Run, journal_runs};
+use super::read_blocks;
 use super::superblock::Superblock;
-use super::{Sure, Volume, be16, be32, joined, le16, le32, read_blocks, unsure};
-use crate::reader::ReadAt;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{be16, be32, joined, le16, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 const MAGIC: u32 = 0xc03b_3998;
 const DESCRIPTOR: u32 = 1;
@@ -89,34 +90,26 @@ struct Log {
 
 impl Journal {
     /// The journal of a filesystem, with its log followed to the end. None: it has none.
-    pub fn open<R: ReadAt + ?Sized>(
-        volume: &Volume<'_, R>,
-        superblock: &Superblock,
-    ) -> Sure<Option<Journal>> {
+    pub fn open(region: &Region<'_>, superblock: &Superblock) -> Parsed<Option<Journal>> {
         if !superblock.has_journal {
             return Ok(None);
         }
-        let runs = journal_runs(volume, superblock)?;
+        let runs = journal_runs(region, superblock)?;
         let blocks = runs.iter().map(|run| run.count).sum();
-        let walk_at = Walk { volume, block_bytes: superblock.block_bytes, runs: &runs };
+        let walk_at = Walk { region, block_bytes: superblock.block_bytes, runs: &runs };
         let log = log(&walk_at.read(0)?, superblock.block_bytes, blocks)?;
         // The kernel would throw the log away, and e2fsck might not.
         if log.start != 0 && !superblock.needs_recovery {
-            return unsure("its journal has a log, and no mark that it is to be replayed");
+            return give_up("its journal has a log, and no mark that it is to be replayed");
         }
         let copies = if log.start == 0 { HashMap::new() } else { walk_at.follow(&log)? };
         Ok(Some(Journal { runs, format: log.format, copies }))
     }
 
     /// The last committed copy of a block, where there is one.
-    pub fn copy_of<R: ReadAt + ?Sized>(
-        &self,
-        volume: &Volume<'_, R>,
-        block_bytes: u64,
-        block: u64,
-    ) -> Sure<Option<Vec<u8>>> {
+    pub fn copy_of(&self, region: &Region<'_>, block_bytes: u64, block: u64) -> Parsed<Option<Vec<u8>>> {
         let Some(copy) = self.copies.get(&block) else { return Ok(None) };
-        let mut bytes = Walk { volume, block_bytes, runs: &self.runs }.read(copy.index)?;
+        let mut bytes = Walk { region, block_bytes, runs: &self.runs }.read(copy.index)?;
         if let Some(Checksums { seed, whole_in_tag }) = self.format.checksums {
             let sum = seed.and(&copy.sequence.to_be_bytes()).and(&bytes);
             let same = match whole_in_tag {
@@ -124,7 +117,7 @@ impl Journal {
                 false => u32::from(sum.low()) == copy.checksum,
             };
             if !same {
-                return unsure(format!("the journal's copy of block {block} does not match its checksum"));
+                return give_up(format!("the journal's copy of block {block} does not match its checksum"));
             }
         }
         if copy.escaped {
@@ -140,16 +133,16 @@ pub fn is_summed(bytes: &[u8]) -> bool {
 }
 
 /// The journal's superblock: the first of its `blocks` blocks.
-fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
+fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Parsed<Log> {
     const BYTES: usize = 1024;
     let version = be32(bytes, 4);
     if be32(bytes, 0) != MAGIC || !matches!(version, SUPERBLOCK_V1 | SUPERBLOCK_V2) {
-        return unsure("its journal has no superblock");
+        return give_up("its journal has no superblock");
     }
     let feature = |at| if version == SUPERBLOCK_V2 { be32(bytes, at) } else { 0 };
     let (compatible, incompatible, read_only) = (feature(0x24), feature(0x28), feature(0x2c));
     if compatible & !COMPATIBLE_COMMIT_SUMS != 0 || incompatible & !INCOMPATIBLE != 0 || read_only != 0 {
-        return unsure(format!(
+        return give_up(format!(
             "its journal has features that are not known here (compat {compatible:#x}, incompat \
              {incompatible:#x}, ro_compat {read_only:#x})"
         ));
@@ -161,13 +154,13 @@ fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
         let expected = Crc32c::start().and_without(&bytes[..BYTES], OWN_SUM).value();
         let found = be32(bytes, OWN_SUM.start);
         if sums == CHECKSUMS_V2 | CHECKSUMS_V3 || bytes[0x50] != CRC32C || expected != found {
-            return unsure("its journal's superblock does not match its checksum");
+            return give_up("its journal's superblock does not match its checksum");
         }
         let seed = Crc32c::start().and(&bytes[0x30..0x40]);
         Some(Checksums { seed, whole_in_tag: sums == CHECKSUMS_V3 })
     };
     if be32(bytes, 0x20) != 0 {
-        return unsure("its journal was ended by an error");
+        return give_up("its journal was ended by an error");
     }
     let (first, length) = (be32(bytes, 0x14), be32(bytes, 0x10));
     let fast = match (incompatible & FAST_COMMITS != 0, be32(bytes, 0x54)) {
@@ -184,7 +177,7 @@ fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
         || (fast != 0 && end < LOG_BLOCKS_MIN)
         || (start != 0 && !(first..end).contains(&start))
     {
-        return unsure("its journal's superblock has its log out of bounds");
+        return give_up("its journal's superblock has its log out of bounds");
     }
     Ok(Log {
         format: Format { wide: incompatible & WIDE != 0, checksums },
@@ -198,28 +191,28 @@ fn log(bytes: &[u8], block_bytes: u64, blocks: u64) -> Sure<Log> {
 }
 
 /// The blocks of the journal.
-struct Walk<'a, R: ?Sized> {
-    volume: &'a Volume<'a, R>,
+struct Walk<'a> {
+    region: &'a Region<'a>,
     block_bytes: u64,
     runs: &'a [Run],
 }
 
-impl<R: ReadAt + ?Sized> Walk<'_, R> {
-    fn read(&self, index: u32) -> Sure<Vec<u8>> {
+impl Walk<'_> {
+    fn read(&self, index: u32) -> Parsed<Vec<u8>> {
         let index = u64::from(index);
         let after = self.runs.partition_point(|run| run.index <= index);
         match after.checked_sub(1).map(|at| &self.runs[at]) {
             Some(run) if index - run.index < run.count => {
-                read_blocks(self.volume, self.block_bytes, run.block + (index - run.index), 1)
+                read_blocks(self.region, self.block_bytes, run.block + (index - run.index), 1)
             }
-            _ => unsure(format!("its journal has no block {index}")),
+            _ => give_up(format!("its journal has no block {index}")),
         }
     }
 
     /// Follows the log to its end, and keeps the last copy of each block.
-    fn follow(&self, log: &Log) -> Sure<HashMap<u64, Copy>> {
+    fn follow(&self, log: &Log) -> Parsed<HashMap<u64, Copy>> {
         if log.sums_in_commits {
-            return unsure("its journal has commits that count only with all that stands before them");
+            return give_up("its journal has commits that count only with all that stands before them");
         }
         let mut copies = HashMap::new();
         let mut transaction = Transaction::default();
@@ -228,7 +221,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
         let mut step = |at: u32| {
             left = match left.checked_sub(1) {
                 Some(left) => left,
-                None => return unsure("its journal's log has no end"),
+                None => return give_up("its journal's log has no end"),
             };
             Ok(if at + 1 == log.end { log.first } else { at + 1 })
         };
@@ -242,7 +235,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
                 break;
             }
             if !log.format.block_is_whole(&block, kind) {
-                return unsure(format!("block {at} of its journal does not match its checksum"));
+                return give_up(format!("block {at} of its journal does not match its checksum"));
             }
             let this = at;
             at = step(at)?;
@@ -270,7 +263,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
         // What follows the last commit has not happened; but for fast commits, which count from here on.
         for index in [log.end, log.end + 1] {
             if index < log.fast_end && is_fast_commit(&self.read(index)?, sequence) {
-                return unsure("its journal has fast commits, which are not read");
+                return give_up("its journal has fast commits, which are not read");
             }
         }
         Ok(copies)
@@ -341,7 +334,7 @@ impl Format {
         })
     }
 
-    fn revoked(&self, block: &[u8]) -> Sure<Vec<u64>> {
+    fn revoked(&self, block: &[u8]) -> Parsed<Vec<u64>> {
         let content = self.content(block);
         let used = be32(block, HEADER_BYTES) as usize;
         match content.get(HEADER_BYTES + 4..used) {
@@ -349,7 +342,7 @@ impl Format {
                 Ok(records.chunks_exact(8).map(|record| joined(be32(record, 0), be32(record, 4))).collect())
             }
             Some(records) => Ok(records.chunks_exact(4).map(|record| u64::from(be32(record, 0))).collect()),
-            None => unsure("a list of revoked blocks in its journal is out of bounds"),
+            None => give_up("a list of revoked blocks in its journal is out of bounds"),
         }
     }
 }

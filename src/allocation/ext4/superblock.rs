@@ -1,8 +1,9 @@
 //! The superblock: the filesystem's geometry, and whether it is of a kind and in a state whose bitmaps can be believed.
 
-use super::checksum::Crc32c;
-use super::{Blocks, Sure, Volume, joined, le16, le32, unsure};
-use crate::reader::ReadAt;
+use super::Blocks;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{joined, le16, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 /// Where it lies, whatever the size of a block.
 pub const AT_BYTES: u64 = 1024;
@@ -118,24 +119,21 @@ enum Copies {
 
 impl Superblock {
     /// As it lies on the device.
-    pub fn read<R: ReadAt + ?Sized>(volume: &Volume<'_, R>) -> Sure<Superblock> {
+    pub fn read(region: &Region<'_>) -> Parsed<Superblock> {
         let mut bytes = [0; BYTES];
-        volume.read(&mut bytes, AT_BYTES)?;
-        parse(&bytes, volume.size_bytes)
+        region.read_into(&mut bytes, AT_BYTES)?;
+        parse(&bytes, region.size_bytes())
     }
 
     /// As it will be after a replay.
-    pub fn read_replayed<R: ReadAt + ?Sized>(
-        blocks: &Blocks<'_, R>,
-        as_it_lies: &Superblock,
-    ) -> Sure<Superblock> {
+    pub fn read_replayed(blocks: &Blocks<'_>, as_it_lies: &Superblock) -> Parsed<Superblock> {
         let Some(block) = blocks.newer(AT_BYTES / blocks.block_bytes)? else {
             return Ok(as_it_lies.clone());
         };
         let at = (AT_BYTES % blocks.block_bytes) as usize;
-        let replayed = parse(&block[at..at + BYTES], blocks.volume.size_bytes)?;
+        let replayed = parse(&block[at..at + BYTES], blocks.region.size_bytes())?;
         if replayed.block_bytes != as_it_lies.block_bytes || replayed.has_journal != as_it_lies.has_journal {
-            return unsure("the journal's copy of the superblock is of another filesystem");
+            return give_up("the journal's copy of the superblock is of another filesystem");
         }
         Ok(replayed)
     }
@@ -216,18 +214,18 @@ pub fn is_summed(bytes: &[u8; BYTES]) -> bool {
     le32(bytes, 0x64) & METADATA_CHECKSUMS != 0
 }
 
-fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
+fn parse(bytes: &[u8], size_bytes: u64) -> Parsed<Superblock> {
     if le16(bytes, 0x38) != 0xef53 {
-        return unsure("it has no superblock");
+        return give_up("it has no superblock");
     }
     if le32(bytes, 0x4c) != 1 {
-        return unsure(format!("it is of revision {}; known is 1", le32(bytes, 0x4c)));
+        return give_up(format!("it is of revision {}; known is 1", le32(bytes, 0x4c)));
     }
     let (compatible, incompatible, read_only) = (le32(bytes, 0x5c), le32(bytes, 0x60), le32(bytes, 0x64));
     let unknown = [compatible & !COMPATIBLE, incompatible & !INCOMPATIBLE, read_only & !READ_ONLY];
     if unknown != [0; 3] {
         let [compatible, incompatible, read_only] = unknown;
-        return unsure(format!(
+        return give_up(format!(
             "it has features that are not known here (compat {compatible:#x}, incompat {incompatible:#x}, \
              ro_compat {read_only:#x})"
         ));
@@ -235,7 +233,7 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
     let uuid: [u8; 16] = std::array::from_fn(|at| bytes[0x68 + at]);
     let checksums = if read_only & METADATA_CHECKSUMS != 0 {
         if bytes[0x175] != 1 || Crc32c::start().and(&bytes[..OWN_SUM]).value() != le32(bytes, OWN_SUM) {
-            return unsure("its superblock does not match its checksum");
+            return give_up("its superblock does not match its checksum");
         }
         Checksums::All(match incompatible & CHECKSUM_SEED {
             0 => Crc32c::start().and(&uuid),
@@ -250,22 +248,22 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
     let has_journal = compatible & HAS_JOURNAL != 0;
     let state = le16(bytes, 0x3a);
     if state & ERRORS != 0 {
-        return unsure("it is marked as one with errors");
+        return give_up("it is marked as one with errors");
     }
     if state & VALID == 0 {
-        return unsure("it was not unmounted cleanly, and no journal knows what was going on");
+        return give_up("it was not unmounted cleanly, and no journal knows what was going on");
     }
     if has_journal && (le32(bytes, 0xe0) != JOURNAL_INODE || le32(bytes, 0xe4) != 0) {
-        return unsure("its journal lies elsewhere");
+        return give_up("its journal lies elsewhere");
     }
     if !has_journal && incompatible & NEEDS_RECOVERY != 0 {
-        return unsure("it wants a journal to be replayed, and has none");
+        return give_up("it wants a journal to be replayed, and has none");
     }
 
     let block_shift = le32(bytes, 0x18);
     let cluster_shift = le32(bytes, 0x1c);
     if block_shift > 6 {
-        return unsure("the size of its blocks is beyond 64 KiB");
+        return give_up("the size of its blocks is beyond 64 KiB");
     }
     let block_bytes = 1024u64 << block_shift;
     let bigalloc = read_only & BIGALLOC != 0;
@@ -275,18 +273,18 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
         cluster_shift == block_shift
     };
     if !shifts_fit {
-        return unsure("the size of its clusters does not fit that of its blocks");
+        return give_up("the size of its clusters does not fit that of its blocks");
     }
     let blocks_per_cluster = 1u64 << (cluster_shift - block_shift);
     let first_block = u64::from(le32(bytes, 0x14));
     if first_block != u64::from(block_bytes == 1024 && !bigalloc) {
-        return unsure(format!("its first block is {first_block}"));
+        return give_up(format!("its first block is {first_block}"));
     }
     let wide = incompatible & WIDE != 0;
     let high = |at| if wide { le32(bytes, at) } else { 0 };
     let blocks = joined(high(0x150), le32(bytes, 0x4));
     if blocks <= first_block || blocks.checked_mul(block_bytes).is_none_or(|end| end > size_bytes) {
-        return unsure(format!(
+        return give_up(format!(
             "it claims {blocks} blocks of {block_bytes} bytes, and {size_bytes} bytes are there"
         ));
     }
@@ -298,11 +296,13 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
         || clusters_per_group > 8 * block_bytes
         || clusters_per_group * blocks_per_cluster != blocks_per_group
     {
-        return unsure(format!("its groups are of {blocks_per_group} blocks, {clusters_per_group} clusters"));
+        return give_up(format!(
+            "its groups are of {blocks_per_group} blocks, {clusters_per_group} clusters"
+        ));
     }
     let groups = (blocks - first_block).div_ceil(blocks_per_group);
     if groups > u64::from(u32::MAX) {
-        return unsure(format!("it claims {groups} groups"));
+        return give_up(format!("it claims {groups} groups"));
     }
     let inodes_per_group = u64::from(le32(bytes, 0x28));
     let inode_bytes = u64::from(le16(bytes, 0x58));
@@ -312,15 +312,15 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
         || !inode_bytes.is_power_of_two()
         || !(128..=block_bytes).contains(&inode_bytes)
     {
-        return unsure(format!("its groups have {inodes_per_group} inodes of {inode_bytes} bytes"));
+        return give_up(format!("its groups have {inodes_per_group} inodes of {inode_bytes} bytes"));
     }
     let descriptor_bytes = if wide { usize::from(le16(bytes, 0xfe)) } else { 32 };
     if !descriptor_bytes.is_power_of_two() || descriptor_bytes > 1024 || (wide && descriptor_bytes < 64) {
-        return unsure(format!("its group descriptors are of {descriptor_bytes} bytes"));
+        return give_up(format!("its group descriptors are of {descriptor_bytes} bytes"));
     }
     let reserved_descriptor_blocks = u64::from(le16(bytes, 0xce));
     if reserved_descriptor_blocks > block_bytes / 4 {
-        return unsure(format!("it keeps {reserved_descriptor_blocks} blocks for more group descriptors"));
+        return give_up(format!("it keeps {reserved_descriptor_blocks} blocks for more group descriptors"));
     }
     let first_meta = (incompatible & META_BG != 0).then(|| u64::from(le32(bytes, 0x104)));
     let copies = if compatible & SPARSE_SUPER2 != 0 {
@@ -352,7 +352,7 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Sure<Superblock> {
         copies,
     };
     if first_meta.is_some_and(|first| first > superblock.descriptor_blocks()) {
-        return unsure("its first block of group descriptors within groups lies beyond the last one");
+        return give_up("its first block of group descriptors within groups lies beyond the last one");
     }
     Ok(superblock)
 }

@@ -1,24 +1,13 @@
 //! The free space of one allocation group: its header (AGF) and the tree of free extents by block number below it.
 //! The walk ends because each leaf holds at least one extent that lies behind all before it.
 
-use super::bytes::{be16, be32, checksum_holds};
-use super::geometry::Geometry;
+use super::agf::{BLOCK_CHECKSUM_AT, BLOCK_UUID_AT, HEADER_CHECKSUM_AT, HEADER_MAGIC, HEADER_UUID_AT};
+use super::geometry::{Geometry, checksum_holds};
 use super::replay::{Replayed, State};
 use crate::allocation::UsedMap;
-use crate::allocation::reader::{Source, Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::integers::{be16, be32};
+use crate::reader::{Parsed, Region, give_up};
 
-pub const HEADER_MAGIC: &[u8; 4] = b"XAGF";
-/// The checksum's place in it, behind the log position (8 bytes); the UUID's.
-const HEADER_CHECKSUM_AT: usize = 216;
-pub const HEADER_UUID_AT: usize = 64;
-pub const HEADER_LSN_AT: usize = 208;
-
-/// Of a block of the tree, without and with checksums.
-pub const BLOCK_MAGICS: [&[u8; 4]; 2] = [b"ABTB", b"AB3B"];
-const BLOCK_CHECKSUM_AT: usize = 52;
-pub const BLOCK_UUID_AT: usize = 32;
-pub const BLOCK_LSN_AT: usize = 24;
 /// The format's bound on the levels of any tree.
 const LEVELS_MAX: u32 = 9;
 /// Start and length in blocks; keys of inner blocks are of the same size.
@@ -26,15 +15,15 @@ const RECORD_BYTES: usize = 8;
 const POINTER_BYTES: usize = 4;
 
 /// Clears what is free in `group`, on the disk as `replayed` leaves it.
-pub fn clear<D: ReadAt + ?Sized>(
-    source: &Source<D>,
+pub fn clear(
+    region: &Region<'_>,
     geometry: &Geometry,
     replayed: &Replayed,
     group: u32,
     map: &mut UsedMap,
-) -> Step<()> {
+) -> Parsed<()> {
     let at = geometry.header_at(group);
-    let (header, state) = replayed.read(source, at, geometry.sector_bytes as usize)?;
+    let (header, state) = replayed.read(region, at, geometry.sector_bytes as usize)?;
     let length = be32(&header, 12);
     let holds = header.starts_with(HEADER_MAGIC)
         && be32(&header, 4) == 1
@@ -42,16 +31,16 @@ pub fn clear<D: ReadAt + ?Sized>(
         && u64::from(length) == geometry.group_length(group)
         && is_ours(geometry, &header, state, HEADER_UUID_AT, HEADER_CHECKSUM_AT);
     if !holds {
-        return unsure(format!("the header of allocation group {group} does not hold together"));
+        return give_up(format!("the header of allocation group {group} does not hold together"));
     }
     let (root, levels, free_blocks) = (be32(&header, 16), be32(&header, 28), be32(&header, 52));
     if !(1..=LEVELS_MAX).contains(&levels) {
-        return unsure(format!("the free-space tree of allocation group {group} has {levels} levels"));
+        return give_up(format!("the free-space tree of allocation group {group} has {levels} levels"));
     }
-    let mut walk = Walk { source, geometry, replayed, map, group, length, root, behind: 0, free_blocks: 0 };
+    let mut walk = Walk { region, geometry, replayed, map, group, length, root, behind: 0, free_blocks: 0 };
     walk.block(root, levels - 1)?;
     if walk.free_blocks != u64::from(free_blocks) {
-        return unsure(format!(
+        return give_up(format!(
             "allocation group {group} has {} free blocks by its tree and {free_blocks} by its header",
             walk.free_blocks
         ));
@@ -66,8 +55,8 @@ fn is_ours(geometry: &Geometry, bytes: &[u8], state: State, uuid_at: usize, chec
             && (state == State::Replayed || checksum_holds(bytes, checksum_at)))
 }
 
-struct Walk<'a, D: ?Sized> {
-    source: &'a Source<'a, D>,
+struct Walk<'a> {
+    region: &'a Region<'a>,
     geometry: &'a Geometry,
     replayed: &'a Replayed,
     map: &'a mut UsedMap,
@@ -80,14 +69,14 @@ struct Walk<'a, D: ?Sized> {
     free_blocks: u64,
 }
 
-impl<D: ReadAt + ?Sized> Walk<'_, D> {
-    fn block(&mut self, number: u32, level: u32) -> Step<()> {
+impl Walk<'_> {
+    fn block(&mut self, number: u32, level: u32) -> Parsed<()> {
         if number >= self.length {
             return self.broken("points beyond its group");
         }
         let block_bytes = self.geometry.block_bytes as usize;
         let at = self.byte_of(number);
-        let (bytes, state) = self.replayed.read(self.source, at, block_bytes)?;
+        let (bytes, state) = self.replayed.read(self.region, at, block_bytes)?;
         let (magic, head_bytes) = if self.geometry.checksums { (b"AB3B", 56) } else { (b"ABTB", 16) };
         let holds = bytes.starts_with(magic)
             && u32::from(be16(&bytes, 4)) == level
@@ -112,7 +101,7 @@ impl<D: ReadAt + ?Sized> Walk<'_, D> {
         pointers.chunks_exact(POINTER_BYTES).try_for_each(|pointer| self.block(be32(pointer, 0), level - 1))
     }
 
-    fn record(&mut self, record: &[u8]) -> Step<()> {
+    fn record(&mut self, record: &[u8]) -> Parsed<()> {
         const HEADER_SECTORS: u64 = 4;
         let (start, count) = (be32(record, 0), be32(record, 4));
         let end = start.checked_add(count).filter(|end| *end <= self.length);
@@ -135,7 +124,7 @@ impl<D: ReadAt + ?Sized> Walk<'_, D> {
         self.geometry.group_start_bytes(self.group) + u64::from(block) * self.geometry.block_bytes
     }
 
-    fn broken<T>(&self, how: &str) -> Step<T> {
-        unsure(format!("the free-space tree of allocation group {} {how}", self.group))
+    fn broken<T>(&self, how: &str) -> Parsed<T> {
+        give_up(format!("the free-space tree of allocation group {} {how}", self.group))
     }
 }

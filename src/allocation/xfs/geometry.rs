@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::bytes::{be16, be32, be64, checksum_holds};
-use crate::allocation::reader::{Source, Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{be16, be32, be64, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 /// A superblock lies in one sector, of at least this size.
 const SECTOR_MIN_BYTES: usize = 512;
@@ -40,16 +40,16 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    pub fn read<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<Geometry> {
-        let sector = source.read(0, SECTOR_MIN_BYTES)?;
+    pub fn read(region: &Region<'_>) -> Parsed<Geometry> {
+        let sector = region.read(0, SECTOR_MIN_BYTES)?;
         if !sector.starts_with(MAGIC) {
-            return unsure("no superblock of xfs is there");
+            return give_up("no superblock of xfs is there");
         }
         let version = be16(&sector, 100) & 0xf;
         let checksums = match version {
             4 => false,
             5 => true,
-            _ => return unsure(format!("xfs of version {version} is not known")),
+            _ => return give_up(format!("xfs of version {version} is not known")),
         };
         let (block_bytes, sector_bytes) = (u64::from(be32(&sector, 4)), u64::from(be16(&sector, 102)));
         let sizes_hold = (512..=65536).contains(&block_bytes)
@@ -59,16 +59,16 @@ impl Geometry {
             && sector_bytes.is_power_of_two()
             && sector_bytes <= block_bytes;
         if !sizes_hold {
-            return unsure("the superblock's sizes are impossible");
+            return give_up("the superblock's sizes are impossible");
         }
         if checksums {
-            Self::check_features(&source.read(0, sector_bytes as usize)?)?;
+            Self::check_features(&region.read(0, sector_bytes as usize)?)?;
         }
         if sector[126] != 0 {
-            return unsure("its mkfs did not end");
+            return give_up("its mkfs did not end");
         }
         if be64(&sector, 16) != 0 {
-            return unsure("a realtime section is not read");
+            return give_up("a realtime section is not read");
         }
         let mut geometry = Geometry {
             checksums,
@@ -84,41 +84,41 @@ impl Geometry {
         if checksums && be32(&sector, 216) & META_UUID != 0 {
             geometry.metadata_uuid = array(&sector[248..264]);
         }
-        geometry.check_groups(source.size_bytes())?;
+        geometry.check_groups(region.size_bytes())?;
         geometry.log = geometry.place_log(be64(&sector, 48), be32(&sector, 96), sector[124])?;
         Ok(geometry)
     }
 
-    fn check_features(sector: &[u8]) -> Step<()> {
+    fn check_features(sector: &[u8]) -> Parsed<()> {
         const CHECKSUM_AT: usize = 224;
         if !checksum_holds(sector, CHECKSUM_AT) {
-            return unsure("the superblock's checksum is wrong");
+            return give_up("the superblock's checksum is wrong");
         }
         let (read_only, incompatible, log) = (be32(sector, 212), be32(sector, 216), be32(sector, 220));
         let unknown = [read_only & !READ_ONLY_KNOWN, incompatible & !INCOMPATIBLE_KNOWN, log & !LOG_KNOWN];
         if unknown != [0; 3] {
-            return unsure(format!("features {unknown:x?} are not known"));
+            return give_up(format!("features {unknown:x?} are not known"));
         }
         Ok(())
     }
 
-    fn check_groups(&self, size_bytes: u64) -> Step<()> {
+    fn check_groups(&self, size_bytes: u64) -> Parsed<()> {
         let full_groups = u64::from(self.groups.saturating_sub(1)) * u64::from(self.group_blocks);
         let last_group = self.blocks.saturating_sub(full_groups);
         let hold = self.groups >= 1
             && (GROUP_MIN_BLOCKS..=1 << 31).contains(&self.group_blocks)
             && (1..=u64::from(self.group_blocks)).contains(&last_group)
             && self.blocks.checked_mul(self.block_bytes).is_some_and(|bytes| bytes <= size_bytes);
-        if hold { Ok(()) } else { unsure("the superblock's allocation groups do not fit") }
+        if hold { Ok(()) } else { give_up("the superblock's allocation groups do not fit") }
     }
 
     /// From a block number that has the group in its upper bits.
-    fn place_log(&self, start: u64, blocks: u32, group_bits: u8) -> Step<Range<u64>> {
+    fn place_log(&self, start: u64, blocks: u32, group_bits: u8) -> Parsed<Range<u64>> {
         if start == 0 {
-            return unsure("its log is on another device");
+            return give_up("its log is on another device");
         }
         if group_bits > 31 || u64::from(self.group_blocks) > 1 << group_bits {
-            return unsure("the superblock's allocation groups do not fit");
+            return give_up("the superblock's allocation groups do not fit");
         }
         let (group, block) = (start >> group_bits, start & ((1 << group_bits) - 1));
         let length_bytes = u64::from(blocks) * self.block_bytes;
@@ -126,7 +126,7 @@ impl Geometry {
             && block + u64::from(blocks) <= self.group_length(group as u32)
             && (1..=LOG_MAX_BYTES).contains(&length_bytes);
         if !inside {
-            return unsure("the superblock's log does not fit");
+            return give_up("the superblock's log does not fit");
         }
         let start_bytes = self.group_start_bytes(group as u32) + block * self.block_bytes;
         Ok(start_bytes..start_bytes + length_bytes)
@@ -163,4 +163,9 @@ fn array(bytes: &[u8]) -> [u8; 16] {
     let mut array = [0; 16];
     array.copy_from_slice(bytes);
     array
+}
+
+/// Whether the CRC-32C of all bytes, with the four of the checksum itself as zeros, is at `at`: a little-endian number.
+pub fn checksum_holds(bytes: &[u8], at: usize) -> bool {
+    Crc32c::start().and_without(bytes, at..at + 4).finished() == le32(bytes, at)
 }

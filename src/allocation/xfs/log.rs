@@ -5,10 +5,10 @@
 //! ring that changes it in one place is read: several writes can have been under way at once when the disk was taken,
 //! and where one of them is missing behind another, a replay has rules of its own.
 
-use super::bytes::{be32, be64, le32};
 use super::geometry::Geometry;
-use crate::allocation::reader::{CRC32C, Source, Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::checksum::Crc32c;
+use crate::reader::integers::{be32, be64, le32};
+use crate::reader::{Parsed, Region, give_up};
 
 /// The unit of the log, whatever the disk's sectors are.
 pub const UNIT_BYTES: u64 = 512;
@@ -73,58 +73,58 @@ struct Header {
 }
 
 /// Finds the log's end, and what its last record says.
-pub fn find<D: ReadAt + ?Sized>(source: &Source<D>, geometry: &Geometry) -> Step<Log> {
-    let mut ring = Ring::read(source, geometry)?;
-    let Some(mut last) = ring.last_header(source, geometry)? else {
-        return unsure("the end of the log has no record");
+pub fn find(region: &Region<'_>, geometry: &Geometry) -> Parsed<Log> {
+    let mut ring = Ring::read(region, geometry)?;
+    let Some(mut last) = ring.last_header(region, geometry)? else {
+        return give_up("the end of the log has no record");
     };
     if last.end() != ring.distance(last.at, ring.head) {
         // The newest record is not whole: the log ends before it, as it does for a replay.
         if last.end() < ring.distance(last.at, ring.head) {
-            return unsure("the log's end is not that of a record");
+            return give_up("the log's end is not that of a record");
         }
         if last.at > ring.head {
             ring.cycle = ring.cycle.saturating_sub(1);
         }
         ring.head = last.at;
-        match ring.last_header(source, geometry)? {
+        match ring.last_header(region, geometry)? {
             Some(whole) if whole.end() == ring.distance(whole.at, ring.head) => last = whole,
-            _ => return unsure("the log's end is not that of a record"),
+            _ => return give_up("the log's end is not that of a record"),
         }
     }
     if last.operations == 1 {
-        let first = ring.read_units(source, last.at + last.header_units, 1)?;
+        let first = ring.read_units(region, last.at + last.header_units, 1)?;
         if first[9] & UNMOUNT != 0 {
             return Ok(Log::Clean);
         }
     }
     let (tail_cycle, tail) = ((last.tail_lsn >> 32) as u32, last.tail_lsn & 0xffff_ffff);
     if tail >= ring.length || tail == ring.head || tail_cycle != ring.cycle_at(tail) {
-        return unsure("the log's tail is not in it");
+        return give_up("the log's tail is not in it");
     }
     Ok(Log::Dirty(Span { ring, tail }))
 }
 
 impl Span {
     /// All records from the oldest on.
-    pub fn for_each<D: ReadAt + ?Sized>(
+    pub fn for_each(
         &self,
-        source: &Source<D>,
+        region: &Region<'_>,
         geometry: &Geometry,
-        mut take: impl FnMut(Record) -> Step<()>,
-    ) -> Step<()> {
+        mut take: impl FnMut(Record) -> Parsed<()>,
+    ) -> Parsed<()> {
         let ring = &self.ring;
         let mut at = self.tail;
         while at != ring.head {
-            let unit = ring.read_units(source, at, 1)?;
+            let unit = ring.read_units(region, at, 1)?;
             let header = Header::parse(&unit, at, geometry).filter(|header| {
                 (header.lsn >> 32) as u32 == ring.cycle_at(at) && header.end() <= ring.distance(at, ring.head)
             });
             let Some(header) = header else {
-                return unsure("the log has something else where a record is due");
+                return give_up("the log has something else where a record is due");
             };
             let end = (at + header.end()) % ring.length;
-            take(ring.record(source, geometry, &header)?)?;
+            take(ring.record(region, geometry, &header)?)?;
             at = end;
         }
         Ok(())
@@ -132,13 +132,13 @@ impl Span {
 }
 
 impl Ring {
-    fn read<D: ReadAt + ?Sized>(source: &Source<D>, geometry: &Geometry) -> Step<Ring> {
+    fn read(region: &Region<'_>, geometry: &Geometry) -> Parsed<Ring> {
         let log = &geometry.log;
         let mut cycle = None;
         let mut head = None;
         let mut at = log.start;
         while at < log.end {
-            let piece = source.read(at, PIECE_BYTES.min(log.end - at) as usize)?;
+            let piece = region.read(at, PIECE_BYTES.min(log.end - at) as usize)?;
             for (index, unit) in piece.chunks_exact(UNIT_BYTES as usize).enumerate() {
                 let found = match be32(unit, 0) {
                     RECORD_MAGIC => be32(unit, 4),
@@ -150,7 +150,7 @@ impl Ring {
                     continue;
                 }
                 if first == 0 || found != first - 1 {
-                    return unsure("the log's newest records are not in one piece");
+                    return give_up("the log's newest records are not in one piece");
                 }
                 head.get_or_insert(place);
             }
@@ -164,7 +164,7 @@ impl Ring {
                 // Without a change the ring is full, and its next turn has not begun.
                 cycle: if head.is_some() { cycle } else { cycle.saturating_add(1) },
             }),
-            _ => unsure("the log is blank"),
+            _ => give_up("the log is blank"),
         }
     }
 
@@ -177,28 +177,24 @@ impl Ring {
         if from < to { to - from } else { to + self.length - from }
     }
 
-    fn read_units<D: ReadAt + ?Sized>(&self, source: &Source<D>, at: u64, count: u64) -> Step<Vec<u8>> {
+    fn read_units(&self, region: &Region<'_>, at: u64, count: u64) -> Parsed<Vec<u8>> {
         let at = at % self.length;
         let before_end = count.min(self.length - at);
         let byte = |unit: u64| self.start_bytes + unit * UNIT_BYTES;
-        let mut bytes = source.read(byte(at), (before_end * UNIT_BYTES) as usize)?;
+        let mut bytes = region.read(byte(at), (before_end * UNIT_BYTES) as usize)?;
         if before_end < count {
             let rest = (count - before_end).min(self.length);
-            bytes.extend(source.read(byte(0), (rest * UNIT_BYTES) as usize)?);
+            bytes.extend(region.read(byte(0), (rest * UNIT_BYTES) as usize)?);
         }
         Ok(bytes)
     }
 
     /// The nearest header before the head.
-    fn last_header<D: ReadAt + ?Sized>(
-        &self,
-        source: &Source<D>,
-        geometry: &Geometry,
-    ) -> Step<Option<Header>> {
+    fn last_header(&self, region: &Region<'_>, geometry: &Geometry) -> Parsed<Option<Header>> {
         let reach = (RECORD_MAX_BYTES + RECORD_MAX_BYTES / UNITS_PER_HEADER as u64) / UNIT_BYTES;
         let reach = reach.min(self.length);
         let start = (self.head + self.length - reach) % self.length;
-        let bytes = self.read_units(source, start, reach)?;
+        let bytes = self.read_units(region, start, reach)?;
         let units = bytes.chunks_exact(UNIT_BYTES as usize).enumerate();
         let header = |(index, unit)| {
             let at = (start + index as u64) % self.length;
@@ -208,17 +204,12 @@ impl Ring {
     }
 
     /// With the first words of its units put back from the header, where the cycle stands in their place.
-    fn record<D: ReadAt + ?Sized>(
-        &self,
-        source: &Source<D>,
-        geometry: &Geometry,
-        header: &Header,
-    ) -> Step<Record> {
-        let headers = self.read_units(source, header.at, header.header_units)?;
+    fn record(&self, region: &Region<'_>, geometry: &Geometry, header: &Header) -> Parsed<Record> {
+        let headers = self.read_units(region, header.at, header.header_units)?;
         let data_at = header.at + header.header_units;
-        let mut data = self.read_units(source, data_at, header.data_bytes.div_ceil(UNIT_BYTES))?;
+        let mut data = self.read_units(region, data_at, header.data_bytes.div_ceil(UNIT_BYTES))?;
         if geometry.checksums && header.checksum != record_checksum(&headers, &data, header.data_bytes) {
-            return unsure("a record of the log is damaged");
+            return give_up("a record of the log is damaged");
         }
         for (index, unit) in data.chunks_exact_mut(UNIT_BYTES as usize).enumerate() {
             let words_at = match index / UNITS_PER_HEADER {
@@ -227,7 +218,7 @@ impl Ring {
             };
             let word_at = words_at + index % UNITS_PER_HEADER * 4;
             let Some(word) = headers.get(word_at..word_at + 4) else {
-                return unsure("a record of the log has too small a header");
+                return give_up("a record of the log has too small a header");
             };
             unit[..4].copy_from_slice(word);
         }
@@ -270,14 +261,10 @@ impl Header {
 
 /// Over the header's units, each as far as it is one, and the data as they lie there.
 fn record_checksum(headers: &[u8], data: &[u8], data_bytes: u64) -> u32 {
-    let mut digest = CRC32C.digest();
-    digest.update(&headers[..CHECKSUM_AT]);
-    digest.update(&[0; 4]);
-    digest.update(&headers[CHECKSUM_AT + 4..HEADER_BYTES]);
+    let mut sum = Crc32c::start().and_without(&headers[..HEADER_BYTES], CHECKSUM_AT..CHECKSUM_AT + 4);
     let further = data_bytes.div_ceil(BYTES_PER_HEADER) as usize;
     for unit in headers.chunks_exact(UNIT_BYTES as usize).take(further).skip(1) {
-        digest.update(&unit[..FURTHER_HEADER_BYTES]);
+        sum = sum.and(&unit[..FURTHER_HEADER_BYTES]);
     }
-    digest.update(&data[..data_bytes as usize]);
-    digest.finalize()
+    sum.and(&data[..data_bytes as usize]).finished()
 }

@@ -4,37 +4,29 @@
 //! A disk that was taken while the filesystem was mounted has newer trees in its log than in their places: they are
 //! read as the log's replay would leave them. What a replay frees beyond that only makes the map too large.
 
-mod bytes;
+mod agf;
 mod free_space;
 mod geometry;
 mod log;
 mod replay;
 
-use anyhow::Result;
-
-use super::reader::{Source, Step, settle};
-use super::{Usage, UsedMap};
-use crate::reader::ReadAt;
+use super::UsedMap;
+use crate::reader::{Parsed, Region};
 use geometry::Geometry;
 use log::Log;
 use replay::Replayed;
 
-/// What of the `size_bytes` at `start_bytes`, where an xfs lies, is in use. An error only where the disk cannot be
-/// read.
-pub fn usage(disk: &(impl ReadAt + ?Sized), start_bytes: u64, size_bytes: u64) -> Result<Usage> {
-    settle(map(&Source::new(disk, start_bytes, size_bytes)))
-}
-
-fn map<D: ReadAt + ?Sized>(source: &Source<D>) -> Step<UsedMap> {
-    let geometry = Geometry::read(source)?;
-    let replayed = match log::find(source, &geometry)? {
+/// What is in use of the region, in which an xfs is.
+pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
+    let geometry = Geometry::read(region)?;
+    let replayed = match log::find(region, &geometry)? {
         Log::Clean => Replayed::default(),
-        Log::Dirty(records) => replay::replay(source, &geometry, records)?,
+        Log::Dirty(records) => replay::replay(region, &geometry, records)?,
     };
     // What lies behind the filesystem's end is nobody's to call free.
-    let mut map = UsedMap::full(source.size_bytes());
+    let mut map = UsedMap::full(region.size_bytes());
     for group in 0..geometry.groups {
-        free_space::clear(source, &geometry, &replayed, group, &mut map)?;
+        free_space::clear(region, &geometry, &replayed, group, &mut map)?;
     }
     Ok(map)
 }

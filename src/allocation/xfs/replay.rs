@@ -7,14 +7,11 @@
 
 use std::collections::HashMap;
 
-use super::bytes::{be32, be64, le16, le32, le64};
-use super::free_space::{
-    BLOCK_LSN_AT, BLOCK_MAGICS, BLOCK_UUID_AT, HEADER_LSN_AT, HEADER_MAGIC, HEADER_UUID_AT,
-};
+use super::agf::{BLOCK_LSN_AT, BLOCK_MAGICS, BLOCK_UUID_AT, HEADER_LSN_AT, HEADER_MAGIC, HEADER_UUID_AT};
 use super::geometry::Geometry;
 use super::log::{Record, Span, UNIT_BYTES};
-use crate::allocation::reader::{Source, Step, unsure};
-use crate::reader::ReadAt;
+use crate::reader::integers::{be32, be64, le16, le32, le64};
+use crate::reader::{Parsed, Region, give_up};
 
 /// Of memory for transactions under way and for blocks; a busy log of 64 MiB takes about one.
 const KEPT_MAX_BYTES: usize = 16 << 20;
@@ -63,30 +60,25 @@ pub struct Replayed {
 }
 
 /// The log, carried out in memory as far as it tells what is free.
-pub fn replay<D: ReadAt + ?Sized>(source: &Source<D>, geometry: &Geometry, span: Span) -> Step<Replayed> {
+pub fn replay(region: &Region<'_>, geometry: &Geometry, span: Span) -> Parsed<Replayed> {
     let mut replay =
-        Replay { source, geometry, open: HashMap::new(), open_bytes: 0, replayed: Replayed::default() };
-    span.for_each(source, geometry, |record| replay.record(&record))?;
+        Replay { region, geometry, open: HashMap::new(), open_bytes: 0, replayed: Replayed::default() };
+    span.for_each(region, geometry, |record| replay.record(&record))?;
     Ok(replay.replayed)
 }
 
 impl Replayed {
     /// `length` bytes at `at`, as replay leaves them.
-    pub fn read<D: ReadAt + ?Sized>(
-        &self,
-        source: &Source<D>,
-        at: u64,
-        length: usize,
-    ) -> Step<(Vec<u8>, State)> {
+    pub fn read(&self, region: &Region<'_>, at: u64, length: usize) -> Parsed<(Vec<u8>, State)> {
         match self.blocks.get(&at) {
             Some(Some(bytes)) if bytes.len() == length => Ok((bytes.clone(), State::Replayed)),
-            _ => Ok((source.read(at, length)?, State::OnDisk)),
+            _ => Ok((region.read(at, length)?, State::OnDisk)),
         }
     }
 }
 
-struct Replay<'a, D: ?Sized> {
-    source: &'a Source<'a, D>,
+struct Replay<'a> {
+    region: &'a Region<'a>,
     geometry: &'a Geometry,
     /// Transactions whose commit has not been seen, by number.
     open: HashMap<u32, Transaction>,
@@ -113,8 +105,8 @@ struct Item {
     begun: u16,
 }
 
-impl<D: ReadAt + ?Sized> Replay<'_, D> {
-    fn record(&mut self, record: &Record) -> Step<()> {
+impl Replay<'_> {
+    fn record(&mut self, record: &Record) -> Parsed<()> {
         let mut rest = record.data.as_slice();
         for _ in 0..record.operations {
             let Some((operation, behind)) = rest.split_at_checked(OPERATION_BYTES) else {
@@ -130,7 +122,7 @@ impl<D: ReadAt + ?Sized> Replay<'_, D> {
         Ok(())
     }
 
-    fn operation(&mut self, lsn: u64, number: u32, flags: u8, body: &[u8]) -> Step<()> {
+    fn operation(&mut self, lsn: u64, number: u32, flags: u8, body: &[u8]) -> Parsed<()> {
         let Some(transaction) = self.open.get_mut(&number) else {
             // The rest of one that began before the tail.
             if flags & START == 0 {
@@ -168,19 +160,19 @@ impl<D: ReadAt + ?Sized> Replay<'_, D> {
         self.check_memory()
     }
 
-    fn check_memory(&self) -> Step<()> {
+    fn check_memory(&self) -> Parsed<()> {
         let kept = self.open_bytes + self.replayed.kept_bytes;
         if kept > KEPT_MAX_BYTES || self.replayed.blocks.len() > BLOCKS_MAX {
-            return unsure("the log changes more than is kept in memory");
+            return give_up("the log changes more than is kept in memory");
         }
         Ok(())
     }
 
     /// Changes first, then what was given up, as replay orders them.
-    fn commit(&mut self, transaction: Transaction) -> Step<()> {
+    fn commit(&mut self, transaction: Transaction) -> Parsed<()> {
         let (lsn, items) = (transaction.lsn, transaction.items(self.geometry)?);
         let changes: Vec<Change> =
-            items.iter().map(|item| Change::read(item, self.geometry)).collect::<Step<_>>()?;
+            items.iter().map(|item| Change::read(item, self.geometry)).collect::<Parsed<_>>()?;
         for change in changes.iter().filter(|change| !change.is_cancelled) {
             self.change(change, lsn)?;
             self.check_memory()?;
@@ -193,7 +185,7 @@ impl<D: ReadAt + ?Sized> Replay<'_, D> {
         Ok(())
     }
 
-    fn change(&mut self, change: &Change, lsn: u64) -> Step<()> {
+    fn change(&mut self, change: &Change, lsn: u64) -> Parsed<()> {
         let is_header =
             self.geometry.is_header(change.at) && change.length as u64 == self.geometry.sector_bytes;
         let mut bytes = match self.replayed.blocks.remove(&change.at) {
@@ -205,7 +197,7 @@ impl<D: ReadAt + ?Sized> Replay<'_, D> {
                 self.replayed.kept_bytes -= bytes.len();
                 bytes
             }
-            None => self.source.read(change.at, change.length)?,
+            None => self.region.read(change.at, change.length)?,
         };
         if bytes.len() != change.length {
             return broken();
@@ -242,7 +234,7 @@ impl<D: ReadAt + ?Sized> Replay<'_, D> {
 }
 
 impl Transaction {
-    fn begin_region(&mut self, body: &[u8], geometry: &Geometry) -> Step<()> {
+    fn begin_region(&mut self, body: &[u8], geometry: &Geometry) -> Parsed<()> {
         if body.is_empty() {
             return Ok(());
         }
@@ -266,7 +258,7 @@ impl Transaction {
         if item.total().is_some_and(|total| (1..=REGIONS_MAX).contains(&total)) { Ok(()) } else { broken() }
     }
 
-    fn continue_region(&mut self, body: &[u8]) -> Step<()> {
+    fn continue_region(&mut self, body: &[u8]) -> Parsed<()> {
         if self.current.begun == 0 {
             self.header_bytes += body.len();
             return if self.header_bytes <= TRANSACTION_HEADER_BYTES { Ok(()) } else { broken() };
@@ -281,10 +273,10 @@ impl Transaction {
         Ok(())
     }
 
-    fn end_item(&mut self, geometry: &Geometry) -> Step<()> {
+    fn end_item(&mut self, geometry: &Geometry) -> Parsed<()> {
         let item = std::mem::take(&mut self.current);
         if item.kind() == INODE && item.regions[0].get(4..8).is_none_or(|f| le32(f, 0) & INODE_OWNER != 0) {
-            return unsure("the log gives a file's map to another file");
+            return give_up("the log gives a file's map to another file");
         }
         self.held_bytes -= item.regions.iter().map(Vec::len).sum::<usize>();
         if item.is_kept(geometry) {
@@ -295,7 +287,7 @@ impl Transaction {
     }
 
     /// All that was kept, at the end.
-    fn items(mut self, geometry: &Geometry) -> Step<Vec<Item>> {
+    fn items(mut self, geometry: &Geometry) -> Parsed<Vec<Item>> {
         match (self.current.begun, self.current.is_whole()) {
             (0, _) => {}
             (_, true) => self.end_item(geometry)?,
@@ -350,7 +342,7 @@ struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    fn read(item: &'a Item, geometry: &Geometry) -> Step<Change<'a>> {
+    fn read(item: &'a Item, geometry: &Geometry) -> Parsed<Change<'a>> {
         let Some((description, regions)) =
             item.regions.split_first().filter(|(description, _)| description.len() >= BUFFER_MIN_BYTES)
         else {
@@ -373,7 +365,7 @@ impl<'a> Change<'a> {
     }
 
     /// A run of pieces is one region, or several where it was not in one piece of memory.
-    fn apply(&self, bytes: &mut [u8]) -> Step<()> {
+    fn apply(&self, bytes: &mut [u8]) -> Parsed<()> {
         let mut piece = 0;
         for region in self.regions {
             while !self.is_set(piece) {
@@ -404,6 +396,6 @@ impl<'a> Change<'a> {
     }
 }
 
-fn broken<T>() -> Step<T> {
-    unsure("the log does not hold together")
+fn broken<T>() -> Parsed<T> {
+    give_up("the log does not hold together")
 }

@@ -1,5 +1,5 @@
-//! The checksums of ext4 and jbd2: crc32c without the final inversion, each continuing the one before; crc16 in the
-//! group descriptors of `uninit_bg`.
+//! The checksums of filesystems: CRC-32C, as it goes on (ext4 and its journal store it without the final inversion) or
+//! finished (xfs, btrfs); CRC-16 (ext4's `uninit_bg`).
 
 use crc::{Algorithm, CRC_16_MODBUS, Crc, Table};
 
@@ -43,8 +43,19 @@ impl Crc32c {
         self.and(&bytes[..own.start]).and(&zeros[..own.len()]).and(&bytes[own.end..])
     }
 
+    /// The finished sum of all of `bytes`.
+    pub fn of(bytes: &[u8]) -> u32 {
+        Crc32c::start().and(bytes).finished()
+    }
+
+    /// Without the final inversion.
     pub fn value(self) -> u32 {
         self.0
+    }
+
+    /// With the final inversion.
+    pub fn finished(self) -> u32 {
+        !self.0
     }
 
     /// What stands where there is room for 16 bits.
@@ -68,6 +79,7 @@ mod tests {
     fn the_sums_are_those_of_the_catalogue_and_continue() {
         let whole = Crc32c::start().and(b"123456789");
         assert_eq!(whole.value(), 0xe306_9283 ^ u32::MAX);
+        assert_eq!((whole.finished(), Crc32c::of(b"123456789")), (0xe306_9283, 0xe306_9283));
         assert_eq!(whole, Crc32c::start().and(b"1234").and(b"").and(b"56789"));
         assert_eq!(whole, Crc32c::from_seed(Crc32c::start().and(b"12").value()).and(b"3456789"));
         assert_eq!(
