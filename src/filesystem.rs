@@ -1,7 +1,6 @@
 //! The words for filesystems and layouts that all rooms share. Owns names and constants; must not read or write anything.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// The sector size of every table and loop device that we make; what Ganeti's guests see by default.
 pub const SECTOR_BYTES: u64 = 512;
@@ -24,6 +23,9 @@ pub enum Filesystem {
 }
 
 impl Filesystem {
+    pub const ALL: [Filesystem; 5] =
+        [Filesystem::Ext2, Filesystem::Ext3, Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs];
+
     /// Its name, as in /proc/filesystems and fstab.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,6 +37,11 @@ impl Filesystem {
         }
     }
 
+    /// The filesystem of that name.
+    pub fn named(name: &str) -> Option<Filesystem> {
+        Filesystem::ALL.into_iter().find(|filesystem| filesystem.name() == name)
+    }
+
     /// Whether it is one of ext2, ext3 and ext4.
     pub fn is_ext(self) -> bool {
         matches!(self, Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4)
@@ -44,14 +51,6 @@ impl Filesystem {
 impl fmt::Display for Filesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for Filesystem {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Filesystem, ()> {
-        use Filesystem::{Btrfs, Ext2, Ext3, Ext4, Xfs};
-        [Ext2, Ext3, Ext4, Xfs, Btrfs].into_iter().find(|fs| fs.name() == text).ok_or(())
     }
 }
 
@@ -67,6 +66,8 @@ pub enum PartitionStyle {
 }
 
 impl PartitionStyle {
+    pub const ALL: [PartitionStyle; 3] = [PartitionStyle::Gpt, PartitionStyle::Msdos, PartitionStyle::None];
+
     /// The setting's value.
     pub fn name(self) -> &'static str {
         match self {
@@ -80,13 +81,5 @@ impl PartitionStyle {
 impl fmt::Display for PartitionStyle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for PartitionStyle {
-    type Err = ();
-    fn from_str(text: &str) -> Result<PartitionStyle, ()> {
-        use PartitionStyle::{Gpt, Msdos, None};
-        [Gpt, Msdos, None].into_iter().find(|style| style.name() == text).ok_or(())
     }
 }

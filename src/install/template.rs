@@ -128,7 +128,7 @@ fn made(
     let scratch = tmpfile::nameless(&store.dir)?;
     scratch.set_len(shape.size_bytes).context("making the file for a template")?;
     base.verify()?;
-    let filesystem: Filesystem = shape.filesystem.parse().ok().context("a filesystem that is known")?;
+    let filesystem = Filesystem::named(&shape.filesystem).context("a filesystem that is known")?;
     let device = LoopDevice::attach_file(&scratch, false).context("attaching the file for a template")?;
     let oldest_kernel = shape.reader.map(|(major, minor)| KernelVersion(major, minor));
     let format = Format { label: &shape.label, oldest_kernel, ..Format::new(filesystem) };

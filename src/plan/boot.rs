@@ -8,7 +8,7 @@ use crate::filesystem::PartitionStyle;
 use crate::guest::boot::Firmware;
 use crate::report::WithHint;
 use crate::request::Instance;
-use crate::settings::{BootWish, Settings, together};
+use crate::settings::{BootSetting, Settings, conflicts};
 
 /// What starts the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,20 +25,21 @@ pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String])
     // These start no kernel of the guest's.
     let containers = ["lxc", "chroot", "fake", ""].contains(&hypervisor);
     let wish = settings.boot;
-    if wish == BootWish::No || (wish == BootWish::Auto && (containers || style == PartitionStyle::None)) {
+    if wish == BootSetting::No || (wish == BootSetting::Auto && (containers || style == PartitionStyle::None))
+    {
         return Ok(None);
     }
-    refuse(together::against_boot(settings))?;
+    refuse(conflicts::against_boot(settings))?;
     let firmware = match (wish, style) {
-        (BootWish::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
-        (BootWish::Uefi, _) => Firmware { bios: false, uefi: true },
+        (BootSetting::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
+        (BootSetting::Uefi, _) => Firmware { bios: false, uefi: true },
         _ => Firmware { bios: true, uefi: true },
     };
     // PV-GRUB2 unpacks gzip, xz and lzo: bookworm's generic kernel, but no cloud kernel, and none of trixie's (zstd), which
     // needs pygrub. The generic kernel has the drivers of emulated devices.
     let paravirtual = hypervisor != "xen-pvm" && device_types.iter().all(|kind| kind == "paravirtual");
     let kernel = if paravirtual { Kernel::Cloud } else { Kernel::Generic };
-    Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootWish::Auto }))
+    Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootSetting::Auto }))
 }
 
 /// What starts this instance, refused where its hypervisor cannot read the root.

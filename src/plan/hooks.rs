@@ -57,12 +57,7 @@ fn shell_settings(context: &Context, instance: &Instance, settings: &Settings) -
     let mut text = settings.layers.shell_state.clone();
     for key in KEYS {
         if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {
-            let value = match value.text.as_str() {
-                "true" => "yes",
-                "false" => "no",
-                other => other,
-            };
-            text += &assignment(legacy, value);
+            text += &assignment(legacy, key.kind.shell_of_text(&value.text));
         }
     }
     let disk = instance.disks.first().map(|disk| disk.address.display()).unwrap_or_default();

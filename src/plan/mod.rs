@@ -28,7 +28,7 @@ use crate::guest::{Access, Console, Personality, Resolver};
 use crate::partition_table::layout::{Layout, Purpose, Wishes};
 use crate::report::WithHint;
 use crate::request::{self, Context, DiskAddress, Instance};
-use crate::settings::together::Conflict;
+use crate::settings::conflicts::Conflict;
 use crate::settings::{Problems, Settings};
 
 /// What is known of the disk before the plan is made.

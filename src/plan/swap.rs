@@ -8,7 +8,7 @@ use super::{disk_path, refuse};
 use crate::filesystem::PartitionStyle;
 use crate::report::WithHint;
 use crate::request::{Disk, Instance};
-use crate::settings::{Settings, SwapWish, together};
+use crate::settings::{Settings, SwapSetting, conflicts};
 
 /// Where swap is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +34,10 @@ impl SwapPlan {
         }
         let is_swap = |disk: &Disk| disk.name.as_deref() == Some("swap");
         let index = match settings.swap {
-            SwapWish::No => return Ok(SwapPlan::None),
-            SwapWish::Size(_) => return SwapPlan::on_root_disk(settings),
-            SwapWish::Disk(index) => index,
-            SwapWish::Auto => match instance.disks.iter().skip(1).position(is_swap) {
+            SwapSetting::No => return Ok(SwapPlan::None),
+            SwapSetting::Size(_) => return SwapPlan::on_root_disk(settings),
+            SwapSetting::Disk(index) => index,
+            SwapSetting::Auto => match instance.disks.iter().skip(1).position(is_swap) {
                 Some(position) => position + 1,
                 None => return Ok(SwapPlan::None),
             },
@@ -56,11 +56,11 @@ impl SwapPlan {
 
     /// What the setting says of the root disk itself.
     pub(super) fn on_root_disk(settings: &Settings) -> Result<SwapPlan> {
-        let SwapWish::Size(size_bytes) = settings.swap else { return Ok(SwapPlan::None) };
+        let SwapSetting::Size(size_bytes) = settings.swap else { return Ok(SwapPlan::None) };
         if settings.partition_style != PartitionStyle::None {
             return Ok(SwapPlan::Partition { size_bytes });
         }
-        refuse(together::against_swap_file(settings))?;
+        refuse(conflicts::against_swap_file(settings))?;
         Ok(SwapPlan::File { size_bytes })
     }
 }

@@ -3,9 +3,34 @@
 use super::syntax::number;
 use crate::admin_file::SealedFile;
 
+/// Which firmware is to start the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootSetting {
+    /// Whatever the layout and the hypervisor have.
+    Auto,
+    Bios,
+    Uefi,
+    No,
+}
+
+impl BootSetting {
+    pub const ALL: [BootSetting; 4] =
+        [BootSetting::Auto, BootSetting::Bios, BootSetting::Uefi, BootSetting::No];
+
+    /// The setting's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            BootSetting::Auto => "auto",
+            BootSetting::Bios => "bios",
+            BootSetting::Uefi => "uefi",
+            BootSetting::No => "no",
+        }
+    }
+}
+
 /// Where swap is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SwapWish {
+pub enum SwapSetting {
     No,
     /// A disk that Ganeti calls swap, if there is one.
     Auto,
@@ -15,16 +40,16 @@ pub enum SwapWish {
     Size(u64),
 }
 
-impl SwapWish {
+impl SwapSetting {
     /// None where the text says nothing of this kind.
-    pub fn parse(text: &str) -> Option<SwapWish> {
+    pub fn parse(text: &str) -> Option<SwapSetting> {
         if let Some(index) = text.strip_prefix("disk") {
             let index = number(index).filter(|index| (1..64).contains(index))?;
-            return usize::try_from(index).ok().map(SwapWish::Disk);
+            return usize::try_from(index).ok().map(SwapSetting::Disk);
         }
         match text {
-            "no" => return Some(SwapWish::No),
-            "auto" => return Some(SwapWish::Auto),
+            "no" => return Some(SwapSetting::No),
+            "auto" => return Some(SwapSetting::Auto),
             _ => {}
         }
         let (number, shift) = match text.as_bytes().last()? {
@@ -35,7 +60,7 @@ impl SwapWish {
         let number = self::number(number)?;
         // Less than 1 MiB is no swap; more than 1 TiB is a typing error.
         let bytes = number.checked_mul(1 << shift)?;
-        ((1 << 20)..=(1 << 40)).contains(&bytes).then_some(SwapWish::Size(bytes))
+        ((1 << 20)..=(1 << 40)).contains(&bytes).then_some(SwapSetting::Size(bytes))
     }
 }
 

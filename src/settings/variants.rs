@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Role, TomlFile};
-use super::{Origin, Value, Values};
+use super::origin::{Origin, Value, Values};
 use crate::admin_file;
 use crate::request::{Context, Places};
 

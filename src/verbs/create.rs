@@ -109,7 +109,10 @@ fn introduce(instance: &Instance, settings: &Settings, disk: &Disk) {
         disk.path.display(),
         size(disk.size_bytes),
     ));
-    report::line(&format!("{:>10}  defaults = \"{}\": {}", "settings", layers.era, layers.era_reason));
+    report::line(&format!(
+        "{:>10}  defaults = \"{}\": {}",
+        "settings", layers.defaults, layers.defaults_reason
+    ));
     warn(settings);
 }
 

@@ -40,7 +40,7 @@ fn the_template_of_config_toml_shows_every_setting() {
     );
     for key in KEYS {
         text += &format!("\n# {}.\n", key.help);
-        if key.parameter {
+        if key.is_parameter() {
             text += "# Also an OS parameter, which wins.\n";
         }
         text += &format!("#{} = {}\n", key.name, default_of(key));
@@ -66,7 +66,7 @@ fn the_readme_shows_every_setting() {
             "| `{}` | {} | {} | `{}` | {}{days} |\n",
             key.name,
             key.legacy.map_or(String::new(), |name| format!("`{name}`")),
-            if key.parameter { "yes" } else { "" },
+            if key.is_parameter() { "yes" } else { "" },
             default_of(key),
             key.help,
         );

@@ -11,7 +11,6 @@ mod units;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use anyhow::{Result, anyhow};
 use ipnet::IpNet;
@@ -44,23 +43,6 @@ pub enum Mode {
     Static,
     /// Loopback alone: a hook does the rest.
     Manual,
-}
-
-/// The texts of [`Mode`], in the order in which they are offered.
-pub const MODES: &[&str] = &["auto", "dhcp", "static", "manual"];
-
-impl FromStr for Mode {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Mode, ()> {
-        match text {
-            "auto" => Ok(Mode::Auto),
-            "dhcp" => Ok(Mode::Dhcp),
-            "static" => Ok(Mode::Static),
-            "manual" => Ok(Mode::Manual),
-            _ => Err(()),
-        }
-    }
 }
 
 impl fmt::Display for Mode {

@@ -1,7 +1,7 @@
 //! Settings that are right alone and cannot work together, whatever the instance and its hypervisor are. Pure.
 
 use super::table::Kind;
-use super::{BootWish, Settings, SwapWish};
+use super::{BootSetting, Settings, SwapSetting};
 use crate::bootstrap::{Bootstrapper, mmdebstrap};
 use crate::filesystem::{Filesystem, PartitionStyle};
 
@@ -17,8 +17,8 @@ pub struct Conflict {
 /// Everything that cannot work. `boot = "auto"` follows the hypervisor and is never wrong by itself.
 pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
     let mut found = match settings.boot {
-        BootWish::Bios | BootWish::Uefi => against_boot(settings),
-        BootWish::Auto | BootWish::No => Vec::new(),
+        BootSetting::Bios | BootSetting::Uefi => against_boot(settings),
+        BootSetting::Auto | BootSetting::No => Vec::new(),
     };
     found.extend(against_swap_file(settings));
     found.extend(against_mmdebstrap(settings));
@@ -27,7 +27,7 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
 
 /// Why no loader can be had, where one is wanted.
 pub fn against_boot(settings: &Settings) -> Vec<Conflict> {
-    let boot = format!("boot is \"{}\"{}", settings.text("boot"), settings.set_in("boot"));
+    let boot = format!("boot is \"{}\"{}", settings.boot.name(), settings.set_in("boot"));
     let sentence = |other: &str, why: &str, remedy: &str| {
         format!("{boot}, but {why}{}; set {remedy}", settings.set_in(other))
     };
@@ -39,7 +39,7 @@ pub fn against_boot(settings: &Settings) -> Vec<Conflict> {
     }
     let mirror = settings.mirror.first().map_or("", String::as_str);
     if ["file:", "copy:", "ssh:"].iter().any(|scheme| mirror.starts_with(scheme)) {
-        let shown = Kind::Mirror.repeatable(mirror).unwrap_or_default();
+        let shown = Kind::Url.repeatable(mirror).unwrap_or_default();
         let why = format!("kernel and GRUB come by the guest's own apt, which cannot reach {shown}");
         let remedy = "boot to \"no\", or another mirror";
         found.push(Conflict { between: &["boot", "mirror"], sentence: sentence("mirror", &why, remedy) });
@@ -49,7 +49,7 @@ pub fn against_boot(settings: &Settings) -> Vec<Conflict> {
             "partition_style none has no room for a loader",
             "boot to \"no\", or partition_style to \"gpt\"",
         )),
-        (BootWish::Uefi, PartitionStyle::Msdos) => Some((
+        (BootSetting::Uefi, PartitionStyle::Msdos) => Some((
             "UEFI wants partition_style gpt, not msdos",
             "boot to \"bios\", or partition_style to \"gpt\"",
         )),
@@ -64,7 +64,7 @@ pub fn against_boot(settings: &Settings) -> Vec<Conflict> {
 
 /// A swap file wants a filesystem that does not copy on write; with a table swap is a partition.
 pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
-    let is_file = matches!(settings.swap, SwapWish::Size(_));
+    let is_file = matches!(settings.swap, SwapSetting::Size(_));
     let cannot = settings.partition_style == PartitionStyle::None && settings.filesystem == Filesystem::Btrfs;
     (is_file && cannot).then(|| Conflict {
         between: &["swap", "partition_style", "filesystem"],
