@@ -97,7 +97,7 @@ fn run_in_the_open(
         let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
         let (status, tail) = match result {
             Ok(()) => (0, String::new()),
-            Err(error) => match error.downcast_ref::<command::ToolError>() {
+            Err(error) => match report::cause::<command::ToolError>(&error) {
                 Some(command::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
                 Some(command::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
                 Some(command::ToolError::Missing(_)) => (127, String::new()),

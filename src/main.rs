@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Usage) => ExitCode::from(WRONG_USAGE),
         Err(error) => {
             report::error(&error);
-            if let Some(Interrupted(signal)) = error.downcast_ref::<Interrupted>() {
+            if let Some(Interrupted(signal)) = report::cause::<Interrupted>(&error) {
                 let _ = signal_hook::low_level::emulate_default_handler(*signal);
             }
             ExitCode::from(FAILED)

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, vmsplice};
 
 use super::widen;
-use crate::report::Hint;
+use crate::report;
 use crate::sys::signals;
 
 /// A huge page of most machines: had at once, where 512 small ones would cost more than copying.
@@ -95,7 +95,7 @@ fn explained(error: io::Error) -> anyhow::Error {
         io::ErrorKind::StorageFull => "make room where the backup goes",
         _ => return error.into(),
     };
-    anyhow::Error::from(error).context(Hint(hint.into()))
+    report::with_hint(error.into(), hint)
 }
 
 /// Does it in a thread of its own, which a caught signal leaves behind: it ends with the process.

@@ -170,7 +170,7 @@ fn first_served(
         root.remove(CANDIDATE)?;
         match served {
             Ok(()) => return Ok(Some(source)),
-            Err(error) if error.is::<crate::command::ToolError>() => {}
+            Err(error) if report::cause::<crate::command::ToolError>(&error).is_some() => {}
             Err(error) => return Err(error),
         }
     }

@@ -402,7 +402,7 @@ mod tests {
     fn a_missing_tool_names_its_package() {
         let error = Tool { program: "/nonexistent/mkfs.xfs".into(), ..Tool::new("x") }.run().unwrap_err();
         assert!(
-            matches!(error.downcast_ref::<ToolError>(), Some(ToolError::Missing(name)) if name == "mkfs.xfs")
+            matches!(report::cause::<ToolError>(&error), Some(ToolError::Missing(name)) if name == "mkfs.xfs")
         );
         assert!(format!("{error:?}").contains("apt-get install xfsprogs"));
     }

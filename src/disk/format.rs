@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::command::{self, Tool, ToolError};
 use crate::filesystem::{Filesystem, KernelVersion};
+use crate::report;
 
 /// How a filesystem is made.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +70,7 @@ pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
         let last = count + 1 == attempts.len();
         made = if last { tool.run() } else { tool.quiet().run() };
         // A tool that is older than a feature does not know its name, and does not make it either.
-        if !matches!(&made, Err(error) if matches!(error.downcast_ref(), Some(ToolError::Status(..)))) {
+        if !matches!(&made, Err(error) if matches!(report::cause(error), Some(ToolError::Status(..)))) {
             break;
         }
     }

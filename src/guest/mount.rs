@@ -14,7 +14,7 @@ use crate::PROGRAM;
 use crate::command::Tool;
 use crate::filesystem::Filesystem;
 use crate::probe::Volume;
-use crate::report::{self, Hint, WithHint};
+use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::sys::{self, signals};
 
@@ -122,9 +122,11 @@ impl Workspace {
         let options = Some(options).filter(|o| !o.is_empty());
         mount(Some(device), &target, Some(driver), MsFlags::MS_NOATIME | flags, options)
             .with_context(|| format!("mounting {} as {filesystem}", device.display()))
-            .map_err(|error| match error.downcast_ref() {
-                Some(Errno::ENODEV) => error
-                    .context(Hint(format!("the node's kernel must know the filesystem: modprobe {driver}"))),
+            .map_err(|error| match report::cause(&error) {
+                Some(Errno::ENODEV) => {
+                    let hint = format!("the node's kernel must know the filesystem: modprobe {driver}");
+                    report::with_hint(error, hint)
+                }
                 _ => error,
             })?;
         Root::of(target)

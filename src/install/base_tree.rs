@@ -175,9 +175,9 @@ fn refuse_full(dir: &Path) -> Result<()> {
 fn with_full_disk(error: anyhow::Error, dir: &Path) -> anyhow::Error {
     match free_bytes(dir) {
         // What a tool said of it stands in the log above; its own hint would lead astray.
-        Ok(free) if free < 16 << 20 && !error.is::<signals::Interrupted>() => {
-            let hint = report::Hint("`cache prune` removes what has expired; or make room there".into());
-            anyhow::anyhow!("the filesystem of {} is full", dir.display()).context(hint)
+        Ok(free) if free < 16 << 20 && report::cause::<signals::Interrupted>(&error).is_none() => {
+            let full = anyhow::anyhow!("the filesystem of {} is full", dir.display());
+            report::with_hint(full, "`cache prune` removes what has expired; or make room there")
         }
         _ => error,
     }

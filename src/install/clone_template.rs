@@ -41,7 +41,7 @@ pub fn clone_template(
         }
         Err(error) => {
             signals::check()?;
-            let Some(damage) = error.downcast_ref::<Damage>() else { return Err(error) };
+            let Some(damage) = report::cause::<Damage>(&error) else { return Err(error) };
             let damage = report::sentence(&damage.0);
             report::warning(&format!("{damage}; it is done without, and the tree unpacked"));
             if let Err(error) = template.remove() {

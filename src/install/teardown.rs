@@ -8,7 +8,7 @@ use anyhow::{Error, Result};
 use crate::disk::{self, Disk, LoopDevice};
 use crate::guest::Root;
 use crate::plan::OnFailure;
-use crate::report::{self, Hint};
+use crate::report;
 use crate::sys::signals::{self, Interrupted};
 
 /// Unmounts a root and detaches its device. A disk that is kept gets all that was written; of one that is to be wiped nothing
@@ -48,12 +48,11 @@ fn warn(result: Result<()>) {
 
 /// A sparse file on a full filesystem shows as errors of input and output: the cause is given instead.
 fn full_backing(error: Error, disk: &Disk) -> Error {
-    if !disk.backing_is_full() || error.is::<Interrupted>() {
+    if !disk.backing_is_full() || report::cause::<Interrupted>(&error).is_some() {
         return error;
     }
     let dir = disk.path.parent().unwrap_or(&disk.path).display();
     // The hint of the error before would not help.
-    anyhow::anyhow!(report::sentence(&error))
-        .context(format!("the filesystem of {dir} is full"))
-        .context(Hint(format!("make room in {dir}")))
+    let full = anyhow::anyhow!(report::sentence(&error)).context(format!("the filesystem of {dir} is full"));
+    report::with_hint(full, format!("make room in {dir}"))
 }

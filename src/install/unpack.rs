@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::base_tree::LARGER_DISK;
 use crate::cache::BaseTar;
 use crate::guest::Root;
-use crate::report::{self, Hint};
+use crate::report;
 use crate::sys::signals::{self, Interrupted};
 use crate::tar;
 
@@ -25,25 +25,25 @@ pub fn unpack(base: &BaseTar, root: &Root) -> Result<()> {
 
 /// Why a tree could not be unpacked, and what to do about it.
 fn explained(error: anyhow::Error, base: &BaseTar, root: &Root) -> anyhow::Error {
-    let damaged = Hint(format!("{} may be damaged; replace or remove it", base.name));
-    full_or(error, root, LARGER_DISK, damaged)
+    let damaged = format!("{} may be damaged; replace or remove it", base.name);
+    full_or(error, root, LARGER_DISK, &damaged)
 }
 
 /// An error of writing into a root: that it is full, and what helps then, or the other hint.
-pub fn full_or(error: anyhow::Error, root: &Root, larger: &str, otherwise: Hint) -> anyhow::Error {
+pub fn full_or(error: anyhow::Error, root: &Root, larger: &str, otherwise: &str) -> anyhow::Error {
     let no_space = |cause: &(dyn std::error::Error + 'static)| {
         let errno = cause.downcast_ref::<rustix::io::Errno>().copied();
         let errno = errno.or_else(|| rustix::io::Errno::from_io_error(cause.downcast_ref()?));
         errno == Some(rustix::io::Errno::NOSPC)
     };
-    if error.is::<Interrupted>() {
+    if report::cause::<Interrupted>(&error).is_some() {
         return error;
     }
     if error.chain().any(no_space) {
         let what = if root.has_inodes() { "is full" } else { "has no inode left" };
-        return error.context(Hint(larger.into())).context(format!("the root filesystem {what}"));
+        return report::with_hint(error, larger).context(format!("the root filesystem {what}"));
     }
-    error.context(otherwise)
+    report::with_hint(error, otherwise)
 }
 
 /// Tells a terminal how far a reader is.

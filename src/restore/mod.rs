@@ -280,7 +280,7 @@ fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<
 pub fn check_ext(device: &Path) -> Result<()> {
     match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
         // Something was mended.
-        Err(error) if matches!(error.downcast_ref(), Some(ToolError::Status(_, 1, _))) => Ok(()),
+        Err(error) if matches!(report::cause(&error), Some(ToolError::Status(_, 1, _))) => Ok(()),
         checked => checked,
     }
 }

@@ -13,7 +13,7 @@ use crate::install::grub_from_cache;
 use crate::install::target_disk::{BlankDisk, TargetDisk, preconditions};
 use crate::install::unpack::full_or;
 use crate::plan::ImportPlan;
-use crate::report::{self, Hint};
+use crate::report;
 use crate::request::InstanceName;
 use crate::rootdir::RootDir;
 use crate::sys::signals;
@@ -61,9 +61,7 @@ fn fill(target: &TargetDisk<'_>, source: TreeBackup) -> Result<()> {
             std::io::copy(&mut tar, &mut std::io::sink()).map(drop).context("reading the end of the tar")
         }
     })
-    .map_err(|error| {
-        full_or(error, root, LARGER_DISK, Hint("the backup is damaged or no backup; export it again".into()))
-    })
+    .map_err(|error| full_or(error, root, LARGER_DISK, "the backup is damaged or no backup; export it again"))
 }
 
 /// Makes what the tree says of its disk true of the new disk.

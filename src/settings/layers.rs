@@ -60,7 +60,7 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
         match shell::evaluate(&files, &defaults, &config.values) {
             Ok(evaluated) => shell = evaluated,
             // Without bash it is the node that lacks something, and not the file.
-            Err(error) if matches!(error.downcast_ref(), Some(ToolError::Missing(_))) => return Err(error),
+            Err(error) if matches!(report::cause(&error), Some(ToolError::Missing(_))) => return Err(error),
             // What Ganeti gives verify tells too little for a file that looks at its instance.
             Err(error) if verb == "verify" => warnings.push(report::sentence(&error)),
             Err(error) => problems.push(report::sentence(&error)),

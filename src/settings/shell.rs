@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use super::origin::{Origin, Value, Values};
 use super::table::{KEYS, Key, Kind};
 use crate::command::{DEFAULT_PATH, Tool};
-use crate::report::WithHint;
+use crate::report::{self, WithHint};
 use crate::request::Env;
 
 const SCRIPT: &str = include_str!("evaluate.sh");
@@ -84,7 +84,7 @@ fn shorten(error: anyhow::Error, files: &Files) -> anyhow::Error {
         let variant = files.variant_file.map(|f| f.display().to_string());
         file.into_iter().chain(variant).collect::<Vec<_>>().join(", ")
     };
-    match error.downcast_ref::<ToolError>() {
+    match report::cause::<ToolError>(&error) {
         Some(ToolError::Status(_, status, tail)) => {
             anyhow::anyhow!("bash stopped in {} with exit status {status}{tail}", names())
         }
