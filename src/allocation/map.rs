@@ -10,27 +10,27 @@ const GRANULES_MAX: u64 = 1 << 26;
 
 /// A map of used bytes. What is marked is rounded outwards to granules, what is cleared inwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsedMap {
+pub struct AllocationMap {
     size_bytes: u64,
     granule_bytes: u64,
     bits: Vec<u64>,
 }
 
-impl UsedMap {
+impl AllocationMap {
     /// Of `size_bytes`, with nothing in use.
-    pub fn empty(size_bytes: u64) -> UsedMap {
+    pub fn empty(size_bytes: u64) -> AllocationMap {
         let mut granule_bytes = GRANULE_BYTES;
         while size_bytes.div_ceil(granule_bytes) > GRANULES_MAX {
             granule_bytes *= 2;
         }
         let granules = size_bytes.div_ceil(granule_bytes);
         let bits = vec![0; usize::try_from(granules.div_ceil(64)).unwrap_or(usize::MAX)];
-        UsedMap { size_bytes, granule_bytes, bits }
+        AllocationMap { size_bytes, granule_bytes, bits }
     }
 
     /// Of `size_bytes`, all in use.
-    pub fn full(size_bytes: u64) -> UsedMap {
-        let mut map = UsedMap::empty(size_bytes);
+    pub fn full(size_bytes: u64) -> AllocationMap {
+        let mut map = AllocationMap::empty(size_bytes);
         map.mark(0, size_bytes);
         map
     }
@@ -103,10 +103,10 @@ impl UsedMap {
     }
 
     /// The same or coarser, with at most `runs_max` runs.
-    pub fn with_at_most(self, runs_max: usize) -> UsedMap {
+    pub fn with_at_most(self, runs_max: usize) -> AllocationMap {
         let mut map = self;
         while map.extents().count() > runs_max {
-            let mut coarser = UsedMap { granule_bytes: map.granule_bytes * 2, ..map.clone() };
+            let mut coarser = AllocationMap { granule_bytes: map.granule_bytes * 2, ..map.clone() };
             coarser.bits.fill(0);
             for extent in map.extents() {
                 coarser.mark(extent.start, extent.end - extent.start);
@@ -128,13 +128,13 @@ mod tests {
 
     const G: u64 = GRANULE_BYTES;
 
-    fn extents(map: &UsedMap) -> Vec<(u64, u64)> {
+    fn extents(map: &AllocationMap) -> Vec<(u64, u64)> {
         map.extents().map(|extent| (extent.start, extent.end)).collect()
     }
 
     #[test]
     fn marks_round_outwards_and_merge() {
-        let mut map = UsedMap::empty(1000 * G + 17);
+        let mut map = AllocationMap::empty(1000 * G + 17);
         assert_eq!(extents(&map), []);
         map.mark(5 * G + 1, 1);
         map.mark(6 * G, 1);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_cleared_rounds_inwards() {
-        let mut map = UsedMap::full(200 * G + 1);
+        let mut map = AllocationMap::full(200 * G + 1);
         assert_eq!(extents(&map), [(0, 200 * G + 1)]);
         map.clear(G + 1, 2 * G - 2);
         assert_eq!(extents(&map), [(0, 200 * G + 1)], "not one whole granule");
@@ -156,12 +156,12 @@ mod tests {
         assert_eq!(extents(&map), [(0, 10 * G), (140 * G, 199 * G)]);
         map.clear(0, u64::MAX);
         assert_eq!(extents(&map), []);
-        assert_eq!(extents(&UsedMap::full(0)), []);
+        assert_eq!(extents(&AllocationMap::full(0)), []);
     }
 
     #[test]
     fn runs_that_lie_close_are_joined_where_there_are_too_many() {
-        let mut map = UsedMap::empty(1000 * G);
+        let mut map = AllocationMap::empty(1000 * G);
         for at in (0..1000).step_by(2) {
             map.mark(at * G, 1);
         }
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn its_size_is_bounded() {
-        let map = UsedMap::full(1 << 50);
+        let map = AllocationMap::full(1 << 50);
         assert!(map.bits.len() <= (GRANULES_MAX / 64) as usize);
         assert_eq!(extents(&map), [(0, 1 << 50)]);
     }

@@ -9,7 +9,7 @@ pub mod xfs;
 
 use anyhow::Result;
 
-pub use map::UsedMap;
+pub use map::AllocationMap;
 pub use whole_disk::{DiskUse, of_disk};
 
 use crate::filesystem::Filesystem;
@@ -20,14 +20,14 @@ use crate::reader::{GiveUp, Parsed, Region};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Usage {
     /// What the map says; all else may be anything.
-    Part(UsedMap),
+    Part(AllocationMap),
     /// All of it, with the reason: a filesystem, or a state of one, whose maps are not read.
     Whole(String),
 }
 
 impl Usage {
     /// What a reader's answer means. An error only if the disk cannot be read.
-    pub fn of(map: Parsed<UsedMap>) -> Result<Usage> {
+    pub fn of(map: Parsed<AllocationMap>) -> Result<Usage> {
         match map {
             Ok(map) => Ok(Usage::Part(map)),
             Err(GiveUp::NotUnderstood(reason)) => Ok(Usage::Whole(reason)),
@@ -43,7 +43,7 @@ const SWAP_HEADER_BYTES: u64 = 64 << 10;
 pub fn usage(part: &Region<'_>, content: &Content) -> Result<Usage> {
     Ok(match content {
         Content::Swap(_) => {
-            let mut map = UsedMap::empty(part.size_bytes());
+            let mut map = AllocationMap::empty(part.size_bytes());
             map.mark(0, SWAP_HEADER_BYTES);
             Usage::Part(map)
         }

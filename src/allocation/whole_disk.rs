@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::{Usage, UsedMap, usage};
+use super::{AllocationMap, Usage, usage};
 use crate::disk::{Disk, Medium};
 use crate::probe::Part;
 
@@ -15,9 +15,9 @@ use crate::probe::Part;
 #[derive(Debug)]
 pub struct DiskUse {
     /// Bytes that have to travel.
-    pub data: UsedMap,
+    pub data: AllocationMap,
     /// Bytes that have to read as zeros, and are in no file's data.
-    pub zero: UsedMap,
+    pub zero: AllocationMap,
     /// Of each part: why all of it is in use.
     pub whole: Vec<Option<String>>,
 }
@@ -25,7 +25,7 @@ pub struct DiskUse {
 /// Looks at a disk that holds `parts`; no map has more than `runs_max` runs.
 pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> {
     // What no partition covers is not known, and travels.
-    let mut used = UsedMap::full(disk.size_bytes);
+    let mut used = AllocationMap::full(disk.size_bytes);
     let mut whole = Vec::new();
     for part in parts {
         let of_part = usage(&disk.region().part(part.start_bytes, part.size_bytes), &part.content)
@@ -54,7 +54,7 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
 }
 
 /// What was never written to a file reads as zeros.
-fn clear_holes(file: &File, map: &mut UsedMap) -> Result<()> {
+fn clear_holes(file: &File, map: &mut AllocationMap) -> Result<()> {
     let size = map.size_bytes();
     let mut at = 0;
     while at < size {

@@ -2,9 +2,9 @@
 //! touch any file or know where the stream comes from.
 
 pub mod compressed;
+pub mod disk_archive;
 pub mod dump;
-pub mod image;
-mod outlet;
+mod pipe_out;
 pub mod qcow2;
 
 use std::io::Read;
@@ -104,7 +104,7 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
         return found.map(|()| Kind::Dump);
     }
     if first_bytes.get(TAR_MAGIC).is_some_and(|magic| magic.starts_with(b"ustar")) {
-        return Ok(if image::begins(first_bytes) { Kind::Image } else { Kind::Tree });
+        return Ok(if disk_archive::begins(first_bytes) { Kind::Image } else { Kind::Tree });
     }
     if let Some((_, what, remedy)) = NOT_ACCEPTED.iter().find(|(magic, ..)| first_bytes.starts_with(magic)) {
         return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);

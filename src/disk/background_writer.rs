@@ -49,7 +49,7 @@ impl Piece {
 }
 
 /// Bytes on their way to a disk.
-pub struct Behind {
+pub struct BackgroundWriter {
     filling: Piece,
     spare: Vec<Piece>,
     full: Option<Sender<Piece>>,
@@ -57,8 +57,8 @@ pub struct Behind {
     writer: Option<JoinHandle<()>>,
 }
 
-impl Behind {
-    pub fn of(disk: &Disk) -> Result<Behind> {
+impl BackgroundWriter {
+    pub fn of(disk: &Disk) -> Result<BackgroundWriter> {
         let file = disk.file.try_clone().context("opening the disk once more")?;
         let mut place = Place { path: disk.path.clone(), file, behind: 0..0 };
         let (full, to_write) = channel::<Piece>();
@@ -73,7 +73,7 @@ impl Behind {
             }
         });
         let spare = (1..PIECES).map(|_| Piece::new()).collect();
-        Ok(Behind { filling: Piece::new(), spare, full: Some(full), written, writer: Some(writer) })
+        Ok(BackgroundWriter { filling: Piece::new(), spare, full: Some(full), written, writer: Some(writer) })
     }
 
     /// Takes some of `length` bytes for `offset`, as many as `source` puts into the room it is shown. An error may be that
@@ -95,7 +95,7 @@ impl Behind {
     }
 
     /// Waits until the kernel has all that was taken.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> Result<()> {
         if self.filling.filled > 0 {
             self.send()?;
         }
@@ -136,7 +136,7 @@ impl Behind {
     }
 }
 
-impl Drop for Behind {
+impl Drop for BackgroundWriter {
     fn drop(&mut self) {
         self.end();
     }
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn runs_that_are_not_aligned_come_to_stand_where_they_belong() {
         let (disk, mut expected) = (disk(12 * PIECE), vec![0; 12 * PIECE_BYTES]);
-        let mut behind = Behind::of(&disk).unwrap();
+        let mut behind = BackgroundWriter::of(&disk).unwrap();
         // Neighbors in one sector and one page, more than a piece, more than all pieces, up to the disk's end.
         let runs = [
             (1, 1),
@@ -204,7 +204,7 @@ mod tests {
             }
             expected[offset as usize..end as usize].fill(number as u8 + 1);
         }
-        behind.settle().unwrap();
+        behind.flush().unwrap();
         let mut found = vec![0; expected.len()];
         disk.file.read_exact_at(&mut found, 0).unwrap();
         assert!(found == expected);
@@ -215,9 +215,9 @@ mod tests {
         let mut disk = disk(PIECE);
         let named = tempfile::NamedTempFile::new().unwrap();
         disk.file = File::open(named.path()).unwrap();
-        let mut behind = Behind::of(&disk).unwrap();
+        let mut behind = BackgroundWriter::of(&disk).unwrap();
         let count = behind.fill(512, 100, |room| Ok(room.len())).unwrap();
-        let error = behind.settle().unwrap_err();
+        let error = behind.flush().unwrap_err();
         assert_eq!((count, error.to_string()), (100, "writing to disk at byte 512".into()));
     }
 }

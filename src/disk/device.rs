@@ -33,10 +33,10 @@ pub struct Disk {
 }
 
 /// udev and blkid lock a block device for a moment when it changes.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a loop device over the disk may take to go away.
-const LOOP_PATIENCE: Duration = Duration::from_secs(2);
+const LOOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// With less free space a filesystem counts as full.
 const NO_ROOM_BYTES: u64 = 1 << 20;
@@ -63,7 +63,7 @@ impl Disk {
         let start = Instant::now();
         while let Err(error) = refuse_looped(path, &meta) {
             signals::check()?;
-            if start.elapsed() > LOOP_PATIENCE {
+            if start.elapsed() > LOOP_TIMEOUT {
                 return Err(error);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -105,7 +105,7 @@ impl Disk {
 
     fn locked(file: File, path: &Path, medium: Medium) -> Result<Disk> {
         let shown = path.display();
-        if !lock::exclusive(&file, Some(LOCK_PATIENCE), |_| {})? {
+        if !lock::exclusive(&file, Some(LOCK_TIMEOUT), |_| {})? {
             let who = lock::holder(&file).unwrap_or_else(|| "another process".into());
             return Err(anyhow::anyhow!("the disk {shown} is locked by {who}"))
                 .hint("another installation of this instance may be running; wait for it, or end it");

@@ -62,7 +62,7 @@ impl<'a> DirectDisk<'a> {
     }
 
     /// Writes out and forgets what went through the page cache of the disk's path, if anything did.
-    pub fn settle(&self) -> Result<()> {
+    pub fn flush(&self) -> Result<()> {
         let direct = self.direct.is_some() && !self.refused.load(Ordering::Relaxed);
         if direct { Ok(()) } else { self.disk.flush_path_cache() }
     }

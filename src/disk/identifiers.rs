@@ -30,7 +30,7 @@ const UUID_BYTES: usize = 36;
 
 /// The identifiers of a disk, and those of its copy.
 #[derive(Debug)]
-pub struct Renewal {
+pub struct Reidentify {
     key: [u8; 32],
     /// UUIDs of the disk.
     known: BTreeSet<Uuid>,
@@ -40,12 +40,12 @@ pub struct Renewal {
     many_disks: bool,
 }
 
-impl Renewal {
+impl Reidentify {
     /// For a copy called `name`, which no other copy is.
-    pub fn new(name: &str, many_disks: bool) -> Renewal {
+    pub fn new(name: &str, many_disks: bool) -> Reidentify {
         let key =
             blake3::derive_key("ganeti-instance-debootstrap, identifiers of a copied disk", name.as_bytes());
-        Renewal { key, known: BTreeSet::new(), words: Vec::new(), many_disks }
+        Reidentify { key, known: BTreeSet::new(), words: Vec::new(), many_disks }
     }
 
     /// What `old` becomes.
@@ -99,7 +99,7 @@ impl Renewal {
     }
 
     /// Gives a part without files of the guest's its new identifiers, and learns those of the others. What the EFI system
-    /// partition says of the root is changed by [`Renewal::fat_texts()`], once all are known.
+    /// partition says of the root is changed by [`Reidentify::fat_texts()`], once all are known.
     pub fn part(&mut self, disk: &File, part: &Part) -> Result<()> {
         let context = || format!("giving {part} new identifiers");
         match part.content {
@@ -198,8 +198,8 @@ mod tests {
         Part { number: Some(number), start_bytes, size_bytes: 1 << 20, content }
     }
 
-    fn known(many_disks: bool) -> Renewal {
-        let mut renewal = Renewal::new("web.example.com", many_disks);
+    fn known(many_disks: bool) -> Reidentify {
+        let mut renewal = Reidentify::new("web.example.com", many_disks);
         let uuid = Uuid::try_parse(OLD).unwrap();
         let volume = Volume { filesystem: Filesystem::Ext4, uuid, metadata_uuid: None };
         let file = tempfile::tempfile().unwrap();
@@ -215,9 +215,9 @@ mod tests {
         assert_ne!(new, known(false).uuid(Uuid::try_parse(OTHER).unwrap()).to_string());
         assert_ne!(
             new,
-            Renewal::new("db.example.com", false).uuid(Uuid::try_parse(OLD).unwrap()).to_string()
+            Reidentify::new("db.example.com", false).uuid(Uuid::try_parse(OLD).unwrap()).to_string()
         );
-        let text = |renewal: &Renewal, old: &str, mounts| {
+        let text = |renewal: &Reidentify, old: &str, mounts| {
             String::from_utf8(renewal.text(old.as_bytes(), mounts)).unwrap()
         };
         let upper = OLD.to_uppercase();
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn an_mbr_and_a_fat_have_short_names() {
-        let mut renewal = Renewal::new("web.example.com", false);
+        let mut renewal = Reidentify::new("web.example.com", false);
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         let mut sector = [0; SECTOR_BYTES as usize];

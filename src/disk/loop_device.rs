@@ -19,7 +19,7 @@ use crate::report::{self, WithHint};
 use crate::sys::{self, Blkpg, LoopSetup, lock, loop_flags, signals};
 
 /// How long the kernel gets to let go of the backing.
-const DETACH_PATIENCE: Duration = Duration::from_secs(15);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often a device is sought when others take the free ones.
 const ATTEMPTS: usize = 256;
@@ -147,7 +147,7 @@ impl LoopDevice {
         let start = Instant::now();
         let mut pause = Duration::from_micros(200);
         while shown_backing(number).is_some_and(|now| now == backing) {
-            if start.elapsed() > DETACH_PATIENCE {
+            if start.elapsed() > DETACH_TIMEOUT {
                 let who = opened_by(&path);
                 return Err(anyhow::anyhow!("{} is still held{who}", path.display()))
                     .hint("end what holds the device; it detaches by itself then");
@@ -164,7 +164,7 @@ impl LoopDevice {
         loop {
             match sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0) {
                 Ok(()) | Err(Errno::ENXIO) => return Ok(()),
-                Err(Errno::EBUSY) if start.elapsed() < DETACH_PATIENCE => {
+                Err(Errno::EBUSY) if start.elapsed() < DETACH_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {

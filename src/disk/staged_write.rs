@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-use super::background_writer::Behind;
+use super::background_writer::BackgroundWriter;
 use super::wipe::{BTRFS_MIRRORS, BTRFS_SUPERBLOCK_BYTES, zero_range};
 use super::{Disk, wipe_ends, wipe_root};
 use crate::filesystem::SECTOR_BYTES;
@@ -24,7 +24,7 @@ const BTRFS_AT: u64 = 64 << 10;
 const FIRST_SUPERBLOCKS_END: u64 = 4096;
 
 /// A disk being written.
-pub struct HeldBack<'a> {
+pub struct StagedWrite<'a> {
     disk: &'a Disk,
     /// The size of what is written, which may be smaller than the disk.
     size_bytes: u64,
@@ -32,12 +32,12 @@ pub struct HeldBack<'a> {
     /// Ascending and apart.
     held: Vec<(Range<u64>, Vec<u8>)>,
     /// Has what is not held back.
-    behind: Behind,
+    behind: BackgroundWriter,
 }
 
-impl<'a> HeldBack<'a> {
+impl<'a> StagedWrite<'a> {
     /// Wipes what the disk was, for `size_bytes` that are to come and `partitions` (start and length in bytes) in them.
-    pub fn begin(disk: &'a Disk, size_bytes: u64, partitions: Vec<(u64, u64)>) -> Result<HeldBack<'a>> {
+    pub fn begin(disk: &'a Disk, size_bytes: u64, partitions: Vec<(u64, u64)>) -> Result<StagedWrite<'a>> {
         let each = (BUDGET_BYTES / (partitions.len() as u64 + 2)).clamp(LEAST_BYTES, HEAD_BYTES);
         let mut ranges = vec![0..HEAD_BYTES, size_bytes.saturating_sub(each)..size_bytes];
         for (start, length) in std::iter::once(&(0, size_bytes)).chain(&partitions) {
@@ -53,7 +53,7 @@ impl<'a> HeldBack<'a> {
         });
         let held = held.collect();
         wipe(disk, size_bytes, &partitions)?;
-        Ok(HeldBack { disk, size_bytes, held, partitions, behind: Behind::of(disk)? })
+        Ok(StagedWrite { disk, size_bytes, held, partitions, behind: BackgroundWriter::of(disk)? })
     }
 
     /// Takes bytes for `offset`; what identifies the disk is kept, all else is written.
@@ -93,7 +93,7 @@ impl<'a> HeldBack<'a> {
 
     /// Makes `length` bytes at `offset` read as zeros; what is held back does already.
     pub fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.behind.settle()?;
+        self.behind.flush()?;
         let end = offset + length;
         let mut at = offset;
         let held = self.held.iter().map(|(range, _)| (range.start, range.end)).chain([(end, end)]);
@@ -111,7 +111,7 @@ impl<'a> HeldBack<'a> {
     /// All was right: writes what was held back, the disk's own superblocks last, but for sector 0, which is returned. What
     /// stood at the end of a smaller disk is a table's copy, which belongs to the end of this one.
     pub fn release(&mut self) -> Result<[u8; SECTOR_BYTES as usize]> {
-        self.behind.settle()?;
+        self.behind.flush()?;
         self.behind.end();
         let mut sector = [0; SECTOR_BYTES as usize];
         for (range, bytes) in self.held.iter().rev() {
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_identifies_a_disk_comes_last_and_sector_0_last_of_all() {
         let disk = disk(64 * MIB);
-        let mut held = HeldBack::begin(&disk, 64 * MIB, vec![(8 * MIB, 40 * MIB)]).unwrap();
+        let mut held = StagedWrite::begin(&disk, 64 * MIB, vec![(8 * MIB, 40 * MIB)]).unwrap();
         for offset in (0..64 * MIB).step_by(MIB as usize) {
             held.write(offset, &vec![7; MIB as usize]).unwrap();
         }
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn what_is_wiped_is_nothing_any_more() {
         let disk = disk(64 * MIB);
-        let mut held = HeldBack::begin(&disk, 32 * MIB, vec![(8 * MIB, 20 * MIB)]).unwrap();
+        let mut held = StagedWrite::begin(&disk, 32 * MIB, vec![(8 * MIB, 20 * MIB)]).unwrap();
         held.write(0, &vec![7; 32 << 20]).unwrap();
         held.release().unwrap();
         held.wipe().unwrap();
@@ -228,7 +228,7 @@ mod tests {
     fn a_thousand_partitions_take_little_memory() {
         let disk = disk(3 << 30);
         let partitions = (0..1024).map(|n| (n * 2 * MIB + MIB, 2 * MIB)).collect();
-        let held = HeldBack::begin(&disk, 3 << 30, partitions).unwrap();
+        let held = StagedWrite::begin(&disk, 3 << 30, partitions).unwrap();
         let bytes: usize = held.held.iter().map(|(_, bytes)| bytes.len()).sum();
         assert!(bytes < 32 << 20, "{bytes}");
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::disk::{Disk, LoopDevice};
 use crate::filesystem::INCOMPLETE_LABEL;
-use crate::guest::{Root, Tree, Workspace};
+use crate::guest::{Root, Trust, Workspace};
 use crate::partition_table::TableKind;
 use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};
@@ -49,7 +49,7 @@ impl GuestRoot {
             ))
             .hint("where an import came before, it failed; its log says why");
         }
-        match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
+        match GuestRoot::seek(disk, workspace, survey, Trust::Untrusted)? {
             Sought::Found(root) => Ok(*root),
             Sought::Nothing(found) => {
                 Err(anyhow!("no guest's root was found on {}: it holds {found}", disk.path.display()))
@@ -64,7 +64,7 @@ impl GuestRoot {
         disk: &Disk,
         workspace: &Workspace,
         Survey { table, parts }: Survey,
-        whose: Tree,
+        trust: Trust,
     ) -> Result<Sought> {
         let mut found = Vec::new();
         let mut tried = 0;
@@ -79,7 +79,7 @@ impl GuestRoot {
                 break;
             }
             // Nothing else can be the root where this fails: partition 1 is damaged, and a data disk would be taken for it.
-            let (mut root, device) = mount(disk, workspace, &parts, part, volume, whose)
+            let (mut root, device) = mount(disk, workspace, &parts, part, volume, trust)
                 .with_context(|| format!("reading {part}"))?;
             match tree_of(&root)? {
                 Some((tree, subvolume)) => {
@@ -161,11 +161,11 @@ fn mount(
     parts: &[Part],
     part: &Part,
     volume: Volume,
-    whose: Tree,
+    trust: Trust,
 ) -> Result<(Root, LoopDevice)> {
-    if whose == Tree::Strangers {
+    if trust == Trust::Untrusted {
         let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
-        let root = workspace.mount_found(&device.path(), volume, "guest", whose)?;
+        let root = workspace.mount_found(&device.path(), volume, "guest", trust)?;
         return Ok((root, device));
     }
     let mut device = LoopDevice::attach(disk)?;
@@ -175,7 +175,7 @@ fn mount(
         }
     }
     let node = part.number.map_or_else(|| device.path(), |number| device.partition_path(number));
-    let root = workspace.mount_found(&node, volume, "target", whose)?;
+    let root = workspace.mount_found(&node, volume, "target", trust)?;
     Ok((root, device))
 }
 

@@ -19,21 +19,21 @@ use crate::rootdir::RootDir;
 use crate::sys::{self, signals};
 
 /// How long a busy mount is waited for.
-const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a run that has a copy of the same btrfs mounted gets to finish.
-const NAMESAKE_PATIENCE: Duration = Duration::from_secs(20);
+const DUPLICATE_UUID_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// No program, device or suid bit counts.
 const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 /// Whose files a filesystem holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tree {
+pub enum Trust {
     /// This node's: its programs are run. With more options for the mount.
-    Ours { options: &'static str },
+    Trusted { options: &'static str },
     /// Somebody else's: inert.
-    Strangers,
+    Untrusted,
 }
 
 /// A private mount namespace with a place to mount things in.
@@ -52,7 +52,7 @@ impl Workspace {
             .hint("the program must run as root")?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
             .context("making the mount namespace private")?;
-        // Never removed: it is a mount point in the namespaces of other runs, whose mounts would go with it.
+        // Never removed: it is a mount point in the namespaces of other runs, trust mounts would go with it.
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         mount(Some(PROGRAM), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755,size=1m"))
             .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
@@ -65,10 +65,10 @@ impl Workspace {
     }
 
     /// Mounts a device that we formatted as `name` in the workspace.
-    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, tree: Tree) -> Result<Root> {
-        let (flags, options) = match tree {
-            Tree::Ours { options } => (MsFlags::empty(), options),
-            Tree::Strangers => (INERT, ""),
+    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, trust: Trust) -> Result<Root> {
+        let (flags, options) = match trust {
+            Trust::Trusted { options } => (MsFlags::empty(), options),
+            Trust::Untrusted => (INERT, ""),
         };
         self.mount_as(device, filesystem, filesystem.name(), name, flags, options)
     }
@@ -90,12 +90,12 @@ impl Workspace {
 
     /// Mounts a filesystem that was found on a disk as `name` in the workspace. Damage makes it read-only, whatever it
     /// says itself (ext4 could ask for a panic).
-    pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, tree: Tree) -> Result<Root> {
+    pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, trust: Trust) -> Result<Root> {
         let filesystem = volume.filesystem;
         if filesystem == Filesystem::Btrfs {
-            await_namesake(volume)?;
+            await_duplicate_uuid(volume)?;
         }
-        let flags = if tree == Tree::Strangers { INERT } else { MsFlags::empty() };
+        let flags = if trust == Trust::Untrusted { INERT } else { MsFlags::empty() };
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -135,14 +135,14 @@ impl Workspace {
 
 /// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another
 /// path to that. A copy that another run has mounted is waited for.
-fn await_namesake(volume: Volume) -> Result<()> {
+fn await_duplicate_uuid(volume: Volume) -> Result<()> {
     let start = Instant::now();
     let is_mounted = |uuid: &Uuid| Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists();
     while let Some(uuid) =
         [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten().find(|uuid| is_mounted(uuid))
     {
         signals::check()?;
-        if start.elapsed() > NAMESAKE_PATIENCE {
+        if start.elapsed() > DUPLICATE_UUID_TIMEOUT {
             return Err(anyhow!("this node has a btrfs filesystem with the UUID {uuid} mounted already"))
                 .hint("unmount the other one, a copy of it perhaps");
         }
@@ -225,7 +225,7 @@ impl Root {
         self.flush()?;
         (self.dir, self.held) = (None, None);
         match &mut self.mount {
-            Some(mount) => mount.unmount(UMOUNT_PATIENCE),
+            Some(mount) => mount.unmount(UMOUNT_TIMEOUT),
             None => Ok(()),
         }
     }
@@ -247,14 +247,14 @@ struct Mount {
 }
 
 impl Mount {
-    fn unmount(&mut self, patience: Duration) -> Result<()> {
+    fn unmount(&mut self, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         while self.mounted {
             match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
                 // Once more: something may have been mounted over it. EINVAL: it is no mount point any more.
                 Ok(()) => {}
                 Err(Errno::EINVAL) => self.mounted = false,
-                Err(Errno::EBUSY) if start.elapsed() < patience => {
+                Err(Errno::EBUSY) if start.elapsed() < timeout => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {

@@ -9,11 +9,11 @@ use crate::bootstrap::{self, Downloads};
 use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
 use crate::disk::{Format, LoopDevice, make_filesystem};
 use crate::filesystem::Filesystem;
-use crate::guest::{Tree, Workspace, boot};
+use crate::guest::{Trust, Workspace, boot};
 use crate::plan::BasePlan;
 use crate::report::{self, WithHint, size};
 use crate::sys::signals;
-use crate::sys::tmpfile::nameless;
+use crate::sys::tmpfile;
 use crate::tar;
 
 /// What helps where a tree does not fit.
@@ -45,7 +45,7 @@ pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Re
         return made(plan, workspace, &scratch_dir(&store), None);
     }
     store.make_dir()?;
-    nameless(&store.dir)
+    tmpfile::create(&store.dir)
         .map(drop)
         .hint(format!("{} must be writable, or set generate_cache to false", store.dir.display()))?;
     let lock = store.lock(|holder| {
@@ -64,13 +64,13 @@ fn cached(plan: &BasePlan, store: &Store, freshness: Freshness) -> Result<Option
     }
     let Some(entry) = store.find(&plan.recipe, plan.clean_days)? else { return Ok(None) };
     let age = rounded(entry.made.elapsed().unwrap_or_default());
-    let by = if entry.kind == Kind::Foreign { " (made by hand, or by the predecessor)" } else { "" };
+    let by = if entry.kind == Kind::Handmade { " (made by hand, or by the predecessor)" } else { "" };
     // A prune may be faster than we are: then there is no cache, and that is all.
     let Ok(base) = entry.open() else { return Ok(None) };
     if freshness == Freshness::Checked {
         match base.verify() {
             // What somebody made by hand is not replaced behind his back.
-            Err(error) if entry.kind == Kind::Foreign => return Err(error),
+            Err(error) if entry.kind == Kind::Handmade => return Err(error),
             Err(error) => {
                 signals::check()?;
                 report::warning(&format!("{}; it is made anew", report::sentence(&error)));
@@ -97,8 +97,9 @@ fn rounded(age: Duration) -> String {
 
 /// Without a cache the tree needs a place all the same.
 fn scratch_dir(store: &Store) -> std::path::PathBuf {
-    let writable =
-        |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok() && nameless(dir).is_ok();
+    let writable = |dir: &Path| {
+        rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok() && tmpfile::create(dir).is_ok()
+    };
     if writable(&store.dir) { store.dir.clone() } else { "/var/tmp".into() }
 }
 
@@ -112,7 +113,7 @@ fn made(
     // What is missing on this node is told before anything is begun.
     plan.recipe.program()?;
     refuse_full(dir)?;
-    let file = nameless(dir)?;
+    let file = tmpfile::create(dir)?;
     file.set_len(SCRATCH_BYTES).context("making the file to bootstrap in")?;
     let device = LoopDevice::attach_file(&file, false).context("attaching the file to bootstrap in")?;
     // No journal, no reserve: it lives for a minute.
@@ -121,8 +122,8 @@ fn made(
     let format = Format { uuid: boot::PLACEHOLDER, options, ..Format::new(Filesystem::Ext4) };
     make_filesystem(&device.path(), &format)?;
     // Nobody needs it flushed: what it becomes is flushed before it gets a name.
-    let ours = Tree::Ours { options: "noinit_itable,nobarrier" };
-    let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", ours)?;
+    let trusted = Trust::Trusted { options: "noinit_itable,nobarrier" };
+    let scratch = workspace.mount(&device.path(), Filesystem::Ext4, "bootstrap", trusted)?;
     // mke2fs made it for this filesystem, not for the guest's.
     std::fs::remove_dir(scratch.path().join("lost+found")).context("emptying the new filesystem")?;
     // Two bootstraps at once would be in each other's way: who publishes has the lock.

@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result};
 use uuid::Uuid;
 
 use crate::disk::{LoopDevice, boot_code, esp};
-use crate::guest::boot::{EfiFile, Pieces};
+use crate::guest::boot::{EfiFile, LoaderFiles};
 use crate::partition_table::layout::{Layout, Role};
 use crate::plan::BootPlan;
 use crate::report::{self, WithHint};
 
-/// The last pieces of a disk that boots.
+/// The last files of a disk that boots.
 pub struct Loader {
     /// boot.img and core.img.
     bios: Option<(Vec<u8>, Vec<u8>)>,
@@ -26,15 +26,15 @@ struct Uefi {
 }
 
 impl Loader {
-    /// Fills the EFI system partition but for what firmware starts. None where the tree that the pieces are of has no GRUB: that is an error only if somebody asked for it.
+    /// Fills the EFI system partition but for what firmware starts. None where the tree that the files are of has no GRUB: that is an error only if somebody asked for it.
     pub fn prepare(
         wanted: BootPlan,
-        pieces: &Pieces,
+        files: &LoaderFiles,
         device: &mut LoopDevice,
         layout: &Layout,
         root_uuid: Uuid,
     ) -> Result<Option<Loader>> {
-        if !pieces.boot(wanted.firmware, layout.style) {
+        if !files.boot(wanted.firmware, layout.style) {
             let lacking = "the cached tree was not made to boot: it was made by hand, or by the predecessor";
             if wanted.asked_for {
                 return Err(anyhow::anyhow!("a loader is wanted, but {lacking}"))
@@ -43,13 +43,13 @@ impl Loader {
             report::warning(&format!("nothing will start this disk by itself: {lacking}"));
             return Ok(None);
         }
-        let bios = wanted.firmware.bios.then(|| pieces.bios_images(layout.style)).transpose()?;
+        let bios = wanted.firmware.bios.then(|| files.bios_images(layout.style)).transpose()?;
         let mut loader = Loader { bios, uefi: None };
         if wanted.firmware.uefi {
             let esp = *layout.partition(Role::Esp).context("an EFI system partition")?;
             let partition = device.add_partition(esp.number, esp.start_bytes(), esp.size_bytes())?;
-            let volume = esp::make(&partition, esp.size_bytes(), &pieces.efi_files(root_uuid)?)?;
-            loader.uefi = Some(Uefi { partition, volume, first: pieces.efi_loader()? });
+            let volume = esp::make(&partition, esp.size_bytes(), &files.efi_files(root_uuid)?)?;
+            loader.uefi = Some(Uefi { partition, volume, first: files.efi_loader()? });
         }
         Ok(Some(loader))
     }

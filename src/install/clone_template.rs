@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::allocation::ext4::identity::{SUPERBLOCK_BYTES, renew_journal, renew_superblock};
-use crate::cache::{PIECE_BYTES, Part, Template};
+use crate::cache::{Chunk, PIECE_BYTES, Template};
 use crate::disk::{AlignedBuffer, DirectDisk, Disk, Medium, zero_range};
 use crate::report;
 use crate::sys::signals;
@@ -55,10 +55,10 @@ pub fn clone_template(
 /// What no data goes to, and has to read as zeros, does. What else is free stays what it is: to give it back takes longer
 /// than the copy, wherever a file lies below.
 fn prepare(target: &Target<'_>, disk: &Disk) -> Result<()> {
-    let (content, start) = (target.template.content(), target.start);
+    let (runs, start) = (target.template.runs(), target.start);
     let context = || format!("preparing {}", disk.path.display());
-    if !is_blank(disk, start, target.template.shape().size_bytes)? {
-        for run in &content.zero {
+    if !is_blank(disk, start, target.template.spec().size_bytes)? {
+        for run in &runs.zero {
             zero_range(&disk.file, disk.medium, start + run.start, run.end - run.start)
                 .with_context(context)?;
         }
@@ -66,7 +66,7 @@ fn prepare(target: &Target<'_>, disk: &Disk) -> Result<()> {
         disk.flush_path_cache()?;
     }
     if disk.medium == Medium::File && !target.can_share() {
-        allocate(&disk.file, start, &content.data).with_context(context)?;
+        allocate(&disk.file, start, &runs.data).with_context(context)?;
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ impl Target<'_> {
     fn copy_piece(&self, piece: usize, buffer: &mut [u8]) -> Result<()> {
         // What is shared is looked at all the same: the disk that has it has nothing else.
         let bytes = self.template.read(piece, buffer).map_err(Damage)?;
-        for Part { mut at, mut length, mut in_file, mut in_filesystem } in self.template.parts(piece) {
+        for Chunk { mut at, mut length, mut in_file, mut in_filesystem } in self.template.parts(piece) {
             if in_filesystem == 0 {
                 (at, length) = (at + FIRST_BYTES, length - FIRST_BYTES);
                 (in_file, in_filesystem) = (in_file + FIRST_BYTES as u64, FIRST_BYTES as u64);
@@ -179,19 +179,19 @@ impl Target<'_> {
 
     /// Gives the copy a UUID, and last of all its superblock.
     fn renew(&self, uuid: Uuid) -> Result<()> {
-        self.disk.settle()?;
-        let content = self.template.content();
+        self.disk.flush()?;
+        let runs = self.template.runs();
         let renew = |at: u64, renew: fn(&mut [u8; SUPERBLOCK_BYTES], &[u8; 16])| -> Result<()> {
             let (block, within) = (at / FIRST_BYTES as u64 * FIRST_BYTES as u64, at as usize % FIRST_BYTES);
             let mut buffer = AlignedBuffer::new(FIRST_BYTES);
             buffer.bytes().copy_from_slice(&self.template.block(block)?);
-            if content.uuid_stands_alone {
+            if runs.uuid_stands_alone {
                 let superblock = &mut buffer.bytes()[within..][..SUPERBLOCK_BYTES];
                 renew(superblock.try_into().context("a superblock within its block")?, uuid.as_bytes());
             }
             self.disk.write(buffer.bytes(), self.start + block)
         };
-        content.journal.iter().try_for_each(|at| renew(*at, renew_journal))?;
-        content.superblocks.iter().rev().try_for_each(|at| renew(*at, renew_superblock))
+        runs.journal.iter().try_for_each(|at| renew(*at, renew_journal))?;
+        runs.superblocks.iter().rev().try_for_each(|at| renew(*at, renew_superblock))
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 
 use super::base_tree::{self, Freshness};
 use super::target_disk::TargetDisk;
-use crate::guest::boot::{self, Pieces};
+use crate::guest::boot::{self, LoaderFiles};
 use crate::guest::{Root, Workspace};
 use crate::plan::Plan;
 use crate::report::{self, WithHint};
@@ -12,19 +12,19 @@ use crate::rootdir::RootDir;
 use crate::sys::signals;
 use crate::tar;
 
-/// The pieces of a loader, where the plan wants the disk to start by itself and they can be had.
-pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
+/// The files of a loader, where the plan wants the disk to start by itself and they can be had.
+pub fn files(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
     let Some(wanted) = plan.boot else { return Ok(None) };
-    let pieces = || -> Result<Root> {
+    let files = || -> Result<Root> {
         let base = base_tree::ready(&plan.base, workspace, Freshness::Cached)?;
-        let pieces = workspace.scratch("pieces", boot::PIECES_MAX_BYTES)?;
+        let files = workspace.scratch("files", boot::LOADER_FILES_MAX_BYTES)?;
         report::step("taking GRUB from the cached tree", || {
-            tar::unpack_only(&mut base.reader()?, pieces.dir()?, boot::is_piece, &signals::check)
+            tar::unpack_only(&mut base.reader()?, files.dir()?, boot::is_loader_file, &signals::check)
         })?;
-        Ok(pieces)
+        Ok(files)
     };
-    match pieces() {
-        Ok(pieces) => Ok(Some(pieces)),
+    match files() {
+        Ok(files) => Ok(Some(files)),
         Err(error) => {
             signals::check()?;
             if wanted.asked_for {
@@ -37,14 +37,14 @@ pub fn pieces(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
 }
 
 /// Has the tree in `dir`, that of the disk being made, name its new root, and prepares the loader. `what` it is, for messages.
-pub fn prepare(target: &mut TargetDisk<'_>, dir: &RootDir, pieces: Option<&Root>, what: &str) -> Result<()> {
+pub fn prepare(target: &mut TargetDisk<'_>, dir: &RootDir, files: Option<&Root>, what: &str) -> Result<()> {
     let (plan, uuid) = (target.plan, target.volumes.root);
     boot::repair(dir, uuid)?;
-    let Some(pieces) = pieces else { return Ok(()) };
-    let pieces = pieces.dir()?;
-    let console = plan.personality.console.as_ref();
-    if boot::adopt(dir, pieces, plan.layout.style, uuid, console)? {
-        return target.prepare_loader(Some(pieces));
+    let Some(files) = files else { return Ok(()) };
+    let files = files.dir()?;
+    let console = plan.guest_config.console.as_ref();
+    if boot::install_grub_for(dir, files, plan.layout.style, uuid, console)? {
+        return target.prepare_loader(Some(files));
     }
     if plan.boot.is_some_and(|boot| boot.asked_for) {
         return Err(anyhow!("a loader is wanted, but {what} has no kernel in /boot"))
@@ -59,9 +59,9 @@ pub fn prepare_own(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result
     let plan = target.plan;
     let Some(wanted) = plan.boot else { return Ok(()) };
     let dir = RootDir::open(target.root.path())?;
-    if Pieces::of(&dir)?.boot(wanted.firmware, plan.layout.style) {
+    if LoaderFiles::of(&dir)?.boot(wanted.firmware, plan.layout.style) {
         return target.prepare_loader(None);
     }
-    let pieces = pieces(plan, workspace)?;
-    prepare(target, &dir, pieces.as_ref(), "the tree")
+    let files = files(plan, workspace)?;
+    prepare(target, &dir, files.as_ref(), "the tree")
 }

@@ -12,14 +12,12 @@ use super::teardown;
 use crate::cache::Template;
 use crate::command::{self, Tool};
 use crate::disk::{self, Disk, Format, LoopDevice};
-use crate::guest::boot::Pieces;
-use crate::guest::{self, Root, Tree, Volumes, Workspace};
-use crate::hooks;
-use crate::partition_table;
+use crate::guest::boot::LoaderFiles;
+use crate::guest::{self, Root, Trust, Volumes, Workspace};
 use crate::partition_table::layout::{Partition, Role};
 use crate::plan::{Plan, SwapPlan};
-use crate::report;
 use crate::rootdir::RootDir;
+use crate::{hooks, partition_table, report};
 
 /// Where swap goes.
 pub enum SwapTarget {
@@ -74,7 +72,7 @@ impl<'a> BlankDisk<'a> {
 
     /// An empty filesystem, mounted for the tree that is to come. There is no table yet; without one the filesystem is labelled
     /// incomplete.
-    pub fn format(&self, workspace: &Workspace, tree: Tree) -> Result<TargetDisk<'_>> {
+    pub fn format(&self, workspace: &Workspace, trust: Trust) -> Result<TargetDisk<'_>> {
         report::step("wiping old signatures", || self.wipe())?;
         let (plan, uuid) = (self.plan, Uuid::new_v4());
         let (device, root_device) = self.attach()?;
@@ -83,7 +81,7 @@ impl<'a> BlankDisk<'a> {
             let format = Format { label, uuid, oldest_kernel, ..Format::new(plan.filesystem) };
             disk::make_filesystem(&root_device, &format)
         })?;
-        let root = workspace.mount(&root_device, plan.filesystem, "target", tree)?;
+        let root = workspace.mount(&root_device, plan.filesystem, "target", trust)?;
         Ok(TargetDisk::new(self, root, device, root_device, uuid))
     }
 
@@ -92,7 +90,7 @@ impl<'a> BlankDisk<'a> {
         &self,
         template: &Template,
         workspace: &Workspace,
-        tree: Tree,
+        trust: Trust,
     ) -> Result<Option<TargetDisk<'_>>> {
         report::step("wiping old signatures", || self.wipe())?;
         let (plan, uuid) = (self.plan, Uuid::new_v4());
@@ -102,13 +100,13 @@ impl<'a> BlankDisk<'a> {
         })?;
         let Some(files) = copied else { return Ok(None) };
         let (device, root_device) = self.attach()?;
-        if !template.content().uuid_stands_alone {
+        if !template.runs().uuid_stands_alone {
             report::step("giving the copy a UUID", || {
                 Tool::new("tune2fs").args(["-U", &uuid.to_string()]).arg(&root_device).quiet().run()
             })?;
         }
-        let root = workspace.mount(&root_device, plan.filesystem, "target", tree)?;
-        let kept = Some(Pieces::kept(files));
+        let root = workspace.mount(&root_device, plan.filesystem, "target", trust)?;
+        let kept = Some(LoaderFiles::kept(files));
         Ok(Some(TargetDisk { kept, ..TargetDisk::new(self, root, device, root_device, uuid) }))
     }
 
@@ -136,7 +134,7 @@ pub struct TargetDisk<'a> {
     pub device: LoopDevice,
     pub root_device: PathBuf,
     /// What a template has of its tree's loader beside the tree.
-    kept: Option<Pieces>,
+    kept: Option<LoaderFiles>,
     /// What makes the finished disk start: written last. None: nothing does.
     loader: Option<Loader>,
     pub volumes: Volumes,
@@ -200,9 +198,9 @@ impl<'a> TargetDisk<'a> {
         let Some(wanted) = self.plan.boot else { return Ok(()) };
         self.loader = report::step("preparing the loader", || {
             let files = match (tree, self.kept.take()) {
-                (Some(dir), _) => Pieces::of(dir)?,
+                (Some(dir), _) => LoaderFiles::of(dir)?,
                 (None, Some(kept)) => kept,
-                (None, None) => Pieces::of(self.root.dir()?)?,
+                (None, None) => LoaderFiles::of(self.root.dir()?)?,
             };
             Loader::prepare(wanted, &files, &mut self.device, &self.plan.layout, self.volumes.root)
         })?;

@@ -12,12 +12,12 @@ use super::base_tree::free_bytes;
 use super::unpack::unpack;
 use crate::allocation;
 use crate::allocation::ext4::identity;
-use crate::cache::{BaseTar, Content, Origin, Shape, Store, Template};
+use crate::cache::{BaseTar, BlockRuns, Origin, Store, Template, TemplateSpec};
 use crate::command::Tool;
 use crate::disk::{Disk, Format, LoopDevice, make_filesystem, maker_of_ext};
 use crate::filesystem::{Filesystem, KernelVersion};
-use crate::guest::boot::Pieces;
-use crate::guest::{Tree, Workspace};
+use crate::guest::boot::LoaderFiles;
+use crate::guest::{Trust, Workspace};
 use crate::plan::{BasePlan, Plan};
 use crate::probe::{self, Content as Found};
 use crate::report::{self, size};
@@ -44,21 +44,26 @@ pub fn ready(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Optio
 /// The same for whoever asks for nothing else: an error says why it could not be made.
 pub fn wanted(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Option<Template>> {
     let Some(origin) = base.origin.as_ref().filter(|_| plan.base.templates > 0) else { return Ok(None) };
-    let Some(shape) = shape_of(plan) else { return Ok(None) };
-    found_or_made(&plan.base, base, origin, &shape, workspace)
+    let Some(spec) = spec_of(plan) else { return Ok(None) };
+    found_or_made(&plan.base, base, origin, &spec, workspace)
 }
 
-/// Makes templates of those shapes, the last used first, where they are not there: of a tree that was made anew, which serves
+/// Makes templates of those specs, the last used first, where they are not there: of a tree that was made anew, which serves
 /// without them.
-pub fn make_again(plan: &BasePlan, base: &BaseTar, shapes: &[Shape], workspace: &Workspace) -> Result<()> {
+pub fn make_again(
+    plan: &BasePlan,
+    base: &BaseTar,
+    specs: &[TemplateSpec],
+    workspace: &Workspace,
+) -> Result<()> {
     let Some(origin) = base.origin.as_ref() else { return Ok(()) };
     // What is made last counts as used last.
-    for shape in shapes.iter().take(plan.templates).rev() {
+    for spec in specs.iter().take(plan.templates).rev() {
         // By the tool that is there today.
-        let shape = Shape { maker: maker_of_ext(), ..shape.clone() };
-        if let Err(error) = found_or_made(plan, base, origin, &shape, workspace) {
+        let spec = TemplateSpec { maker: maker_of_ext(), ..spec.clone() };
+        if let Err(error) = found_or_made(plan, base, origin, &spec, workspace) {
             signals::check()?;
-            let what = format!("{} of {}", shape.filesystem, size(shape.size_bytes));
+            let what = format!("{} of {}", spec.filesystem, size(spec.size_bytes));
             report::warning(&format!("no template, {what}: {}", report::sentence(&error)));
         }
     }
@@ -66,13 +71,13 @@ pub fn make_again(plan: &BasePlan, base: &BaseTar, shapes: &[Shape], workspace: 
 }
 
 /// What the root of a plan is to be; None where no copy of it would do.
-fn shape_of(plan: &Plan) -> Option<Shape> {
+fn spec_of(plan: &Plan) -> Option<TemplateSpec> {
     let size_bytes = plan.layout.root_extent().1 / BLOCK_BYTES * BLOCK_BYTES;
-    (plan.filesystem.is_ext() && size_bytes >= SIZE_BYTES_MIN).then(|| Shape {
+    (plan.filesystem.is_ext() && size_bytes >= SIZE_BYTES_MIN).then(|| TemplateSpec {
         filesystem: plan.filesystem.name().into(),
         size_bytes,
         label: plan.layout.unfinished_label().into(),
-        reader: plan.oldest_kernel.map(|KernelVersion(major, minor)| (major, minor)),
+        oldest_kernel: plan.oldest_kernel.map(|KernelVersion(major, minor)| (major, minor)),
         maker: maker_of_ext(),
     })
 }
@@ -81,11 +86,11 @@ fn found_or_made(
     plan: &BasePlan,
     base: &BaseTar,
     origin: &Origin,
-    shape: &Shape,
+    spec: &TemplateSpec,
     workspace: &Workspace,
 ) -> Result<Option<Template>> {
     let store = Store::new(&plan.cache_dir);
-    if let Some(template) = store.template(origin, shape)? {
+    if let Some(template) = store.template(origin, spec)? {
         return Ok(Some(template));
     }
     if !plan.generate_cache {
@@ -95,12 +100,12 @@ fn found_or_made(
         report::line(&format!("{:>10}  waiting for {holder}, which makes a template of the tree", "..."));
     })?;
     // Whoever had the lock may have made just this one.
-    if let Some(template) = store.template(origin, shape)? {
+    if let Some(template) = store.template(origin, spec)? {
         return Ok(Some(template));
     }
     refuse_full(&store.dir, base)?;
-    let text = format!("making a template: {} of {}", shape.filesystem, size(shape.size_bytes));
-    let template = report::long_step(&text, || made(&store, base, origin, shape, workspace))?;
+    let text = format!("making a template: {} of {}", spec.filesystem, size(spec.size_bytes));
+    let template = report::long_step(&text, || made(&store, base, origin, spec, workspace))?;
     store.keep_templates(plan.templates)?;
     Ok(Some(template))
 }
@@ -122,34 +127,34 @@ fn made(
     store: &Store,
     base: &BaseTar,
     origin: &Origin,
-    shape: &Shape,
+    spec: &TemplateSpec,
     workspace: &Workspace,
 ) -> Result<Template> {
-    let scratch = tmpfile::nameless(&store.dir)?;
-    scratch.set_len(shape.size_bytes).context("making the file for a template")?;
+    let scratch = tmpfile::create(&store.dir)?;
+    scratch.set_len(spec.size_bytes).context("making the file for a template")?;
     base.verify()?;
-    let filesystem = Filesystem::named(&shape.filesystem).context("a filesystem that is known")?;
+    let filesystem = Filesystem::named(&spec.filesystem).context("a filesystem that is known")?;
     let device = LoopDevice::attach_file(&scratch, false).context("attaching the file for a template")?;
-    let oldest_kernel = shape.reader.map(|(major, minor)| KernelVersion(major, minor));
-    let format = Format { label: &shape.label, oldest_kernel, ..Format::new(filesystem) };
+    let oldest_kernel = spec.oldest_kernel.map(|(major, minor)| KernelVersion(major, minor));
+    let format = Format { label: &spec.label, oldest_kernel, ..Format::new(filesystem) };
     make_filesystem(&device.path(), &format)?;
     // Its inode tables stay as mke2fs left them: each guest's kernel finishes them, as after any mke2fs.
-    let ours = Tree::Ours { options: "noinit_itable,nobarrier" };
-    let options = if filesystem == Filesystem::Ext2 { Tree::Ours { options: "" } } else { ours };
+    let trusted = Trust::Trusted { options: "noinit_itable,nobarrier" };
+    let options = if filesystem == Filesystem::Ext2 { Trust::Trusted { options: "" } } else { trusted };
     let mut root = workspace.mount(&device.path(), filesystem, "template", options)?;
     unpack(base, &root)?;
-    let pieces = Pieces::of(root.dir()?)?;
+    let pieces = LoaderFiles::of(root.dir()?)?;
     root.finish()?;
     // All copies of it are as good as this one; and tune2fs wants to know that it was checked.
     Tool::new("e2fsck").args(["-f", "-p"]).arg(device.path()).quiet().run()?;
     device.finish()?;
-    let content = content_of(&scratch, store, shape)?;
-    store.publish_template(origin, shape, content, &scratch, pieces.into_files())
+    let runs = runs_of(&scratch, store, spec)?;
+    store.publish_template(origin, spec, runs, &scratch, pieces.into_files())
 }
 
 /// What of the filesystem in `file` is to be copied; the log of its journal, which means nothing any more, becomes zeros.
-fn content_of(file: &File, store: &Store, shape: &Shape) -> Result<Content> {
-    let identity = identity::identity(file, shape.size_bytes)?;
+fn runs_of(file: &File, store: &Store, spec: &TemplateSpec) -> Result<BlockRuns> {
+    let identity = identity::identity(file, spec.size_bytes)?;
     for run in &identity.log {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(file.as_fd(), hole, run.start, run.end - run.start).context("emptying a journal")?;
@@ -162,7 +167,7 @@ fn content_of(file: &File, store: &Store, shape: &Shape) -> Result<Content> {
     if let Some(Some(reason)) = in_use.whole.first() {
         anyhow::bail!("what it uses is not known: {reason}");
     }
-    Ok(Content {
+    Ok(BlockRuns {
         data: in_use.data.extents().collect(),
         zero: in_use.zero.extents().collect(),
         superblocks: identity.superblocks,

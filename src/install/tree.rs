@@ -9,17 +9,17 @@ use super::unpack::unpack;
 use super::{grub_from_cache, template};
 use crate::cache::{BaseTar, Template};
 use crate::disk::Disk;
-use crate::guest::{self, Personality, Tree, Workspace};
+use crate::guest::{self, GuestConfig, Trust, Workspace};
 use crate::hooks::{self, Stage};
 use crate::plan::{Plan, TreeSource};
 use crate::report;
 
 /// The disk's tree is the node's own: its programs run, in the hooks.
-const OURS: Tree = Tree::Ours { options: "" };
+const OURS: Trust = Trust::Trusted { options: "" };
 
 /// Makes a disk with a tree. `file` is the sealed root tar, where the plan's source is one.
 pub fn install(plan: &Plan, disk: &Disk, workspace: &Workspace, file: Option<BaseTar>) -> Result<()> {
-    for warning in &plan.personality.network.warnings {
+    for warning in &plan.guest_config.network.warnings {
         report::warning(warning);
     }
     let swap = preconditions(plan)?;
@@ -35,7 +35,7 @@ pub fn install(plan: &Plan, disk: &Disk, workspace: &Workspace, file: Option<Bas
     }
     BlankDisk { disk, plan, swap }
         .make(|blank| make(blank, &base, template, workspace))
-        .with_context(|| format!("installing {}", plan.personality.name))
+        .with_context(|| format!("installing {}", plan.guest_config.name))
 }
 
 /// From a blank disk to an installed one.
@@ -70,8 +70,8 @@ fn make_guest(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result<()> 
     }
     target.make_swap()?;
     report::step("personalising", || {
-        let personality = Personality { boots: target.boots(), ..plan.personality.clone() };
-        guest::personalise(target.root.dir()?, &personality, &target.volumes)
+        let guest_config = GuestConfig { boots: target.boots(), ..plan.guest_config.clone() };
+        guest::configure_guest(target.root.dir()?, &guest_config, &target.volumes)
     })?;
     target.complete()?;
     if hooks::any(&plan.hooks)? {
@@ -83,6 +83,6 @@ fn make_guest(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result<()> 
         root_device: &target.root_device,
         workspace: workspace.path(),
     };
-    hooks::run(&plan.hooks, target.root.dir()?, &plan.personality.resolver, &stage)?;
+    hooks::run(&plan.hooks, target.root.dir()?, &plan.guest_config.resolver, &stage)?;
     target.refuse_changed()
 }

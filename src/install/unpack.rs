@@ -5,9 +5,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::base_tree::LARGER_DISK;
 use crate::cache::BaseTar;
 use crate::guest::Root;
-use crate::report;
 use crate::sys::signals::{self, Interrupted};
-use crate::tar;
+use crate::{report, tar};
 
 /// Unpacks the tree; what it unpacked must be a system.
 pub fn unpack(base: &BaseTar, root: &Root) -> Result<()> {

@@ -51,7 +51,7 @@ impl Purpose {
 
 /// What a disk is to hold beside the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wishes {
+pub struct Requirements {
     /// Partitions begin at multiples of this.
     pub alignment_sectors: u64,
     /// Room for a boot loader before the first partition of an MBR.
@@ -123,9 +123,9 @@ impl std::error::Error for Misfit {}
 
 impl Layout {
     /// Divides a disk of `disk_bytes`.
-    pub fn new(style: PartitionStyle, disk_bytes: u64, wishes: Wishes) -> Result<Layout, Misfit> {
+    pub fn new(style: PartitionStyle, disk_bytes: u64, requirements: Requirements) -> Result<Layout, Misfit> {
         let disk_sectors = disk_bytes / SECTOR_BYTES;
-        let Wishes { alignment_sectors, loader, uefi, swap_bytes, purpose } = wishes;
+        let Requirements { alignment_sectors, loader, uefi, swap_bytes, purpose } = requirements;
         let align_up = |sector: u64| sector.div_ceil(alignment_sectors) * alignment_sectors;
         // What precedes the root, and the first sector behind the last that the root may use.
         let mut partitions = Vec::new();
@@ -203,9 +203,9 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn aligned(alignment_sectors: u64) -> Wishes {
+    fn aligned(alignment_sectors: u64) -> Requirements {
         let purpose = Purpose::System;
-        Wishes { alignment_sectors, loader: false, uefi: false, swap_bytes: None, purpose }
+        Requirements { alignment_sectors, loader: false, uefi: false, swap_bytes: None, purpose }
     }
 
     fn extents(style: PartitionStyle, bytes: u64, alignment: u64) -> Vec<(u32, u64, u64)> {
@@ -227,13 +227,14 @@ mod tests {
 
     #[test]
     fn swap_stands_before_the_root_and_a_loader_has_its_gap() {
-        let wishes = Wishes { loader: true, uefi: true, swap_bytes: Some(1000 << 20), ..aligned(8) };
-        let layout = Layout::new(PartitionStyle::Msdos, 4 * GIB, wishes).unwrap();
+        let requirements =
+            Requirements { loader: true, uefi: true, swap_bytes: Some(1000 << 20), ..aligned(8) };
+        let layout = Layout::new(PartitionStyle::Msdos, 4 * GIB, requirements).unwrap();
         let extents: Vec<_> = layout.partitions.iter().map(|p| (p.number, p.start_sector)).collect();
         assert_eq!(extents, [(2, 2048), (1, 2048 + 1000 * 2048)]);
-        let gpt = Layout::new(PartitionStyle::Gpt, 4 * GIB, wishes).unwrap();
+        let gpt = Layout::new(PartitionStyle::Gpt, 4 * GIB, requirements).unwrap();
         assert_eq!(gpt.partitions.last(), gpt.root());
-        assert!(Layout::new(PartitionStyle::Gpt, GIB, wishes).is_err(), "swap takes its part");
+        assert!(Layout::new(PartitionStyle::Gpt, GIB, requirements).is_err(), "swap takes its part");
     }
 
     #[test]
@@ -260,14 +261,14 @@ mod tests {
 
     #[test]
     fn a_backup_may_have_a_small_disk() {
-        let wishes = Wishes { purpose: Purpose::RestoredRoot, ..aligned(2048) };
+        let requirements = Requirements { purpose: Purpose::RestoredRoot, ..aligned(2048) };
         for (style, bytes) in [
             (PartitionStyle::None, 8 << 20),
             (PartitionStyle::Msdos, 9 << 20),
             (PartitionStyle::Gpt, 137 << 20),
         ] {
-            assert!(Layout::new(style, bytes, wishes).is_ok(), "{style}");
-            assert!(Layout::new(style, bytes - (2 << 20), wishes).is_err(), "{style}");
+            assert!(Layout::new(style, bytes, requirements).is_ok(), "{style}");
+            assert!(Layout::new(style, bytes - (2 << 20), requirements).is_err(), "{style}");
         }
     }
 

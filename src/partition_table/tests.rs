@@ -307,7 +307,7 @@ fn a_table_that_cannot_be_grown_stays_as_it_is() {
 
 #[test]
 fn a_new_table_is_read_back_and_its_copy_is_whole() {
-    let wishes = layout::Wishes {
+    let requirements = layout::Requirements {
         alignment_sectors: 2048,
         loader: true,
         uefi: false,
@@ -318,7 +318,7 @@ fn a_new_table_is_read_back_and_its_copy_is_whole() {
     for style in [PartitionStyle::Gpt, PartitionStyle::Msdos] {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
-        let layout = layout::Layout::new(style, bytes, wishes).unwrap();
+        let layout = layout::Layout::new(style, bytes, requirements).unwrap();
         write_table(&file, &layout).unwrap();
         assert!(table_is_there(&file, style).unwrap());
         if style == PartitionStyle::Gpt {

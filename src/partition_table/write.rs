@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::gpt::{self, Gpt, entry};
 use super::layout::{Layout, Partition, Role};
-use super::mbr::Entry;
-use super::{SECTOR, mbr, read};
+use super::mbr::{self, Entry};
+use super::{SECTOR, read};
 use crate::filesystem::{PartitionStyle, SECTOR_BYTES};
 use crate::reader::Region;
 

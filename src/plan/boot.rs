@@ -24,13 +24,14 @@ pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String])
     let style = settings.partition_style;
     // These start no kernel of the guest's.
     let containers = ["lxc", "chroot", "fake", ""].contains(&hypervisor);
-    let wish = settings.boot;
-    if wish == BootSetting::No || (wish == BootSetting::Auto && (containers || style == PartitionStyle::None))
+    let setting = settings.boot;
+    if setting == BootSetting::No
+        || (setting == BootSetting::Auto && (containers || style == PartitionStyle::None))
     {
         return Ok(None);
     }
     refuse(conflicts::against_boot(settings))?;
-    let firmware = match (wish, style) {
+    let firmware = match (setting, style) {
         (BootSetting::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
         (BootSetting::Uefi, _) => Firmware { bios: false, uefi: true },
         _ => Firmware { bios: true, uefi: true },
@@ -39,7 +40,7 @@ pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String])
     // needs pygrub. The generic kernel has the drivers of emulated devices.
     let paravirtual = hypervisor != "xen-pvm" && device_types.iter().all(|kind| kind == "paravirtual");
     let kernel = if paravirtual { Kernel::Cloud } else { Kernel::Generic };
-    Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootSetting::Auto }))
+    Ok(Some(BootPlan { kernel, firmware, asked_for: setting != BootSetting::Auto }))
 }
 
 /// What starts this instance, refused where its hypervisor cannot read the root.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{DiskFacts, HookPlan, OnFailure, disk_path, personality, root_disk};
-use crate::guest::Personality;
+use super::{DiskFacts, HookPlan, OnFailure, disk_path, guest_config, root_disk};
+use crate::guest::GuestConfig;
 use crate::request::{Context, Instance};
 use crate::settings::{Identity, Settings};
 
@@ -16,7 +16,7 @@ pub struct ImagePlan {
     pub disk: DiskFacts,
     /// The image, for messages.
     pub source: String,
-    pub personality: Personality,
+    pub guest_config: GuestConfig,
     pub hooks: HookPlan,
     /// Whether table and filesystems get other identifiers than the image's.
     pub new_identity: bool,
@@ -39,7 +39,7 @@ impl ImagePlan {
             disk_path: disk_path(&root_disk(instance)?.address)?,
             disk,
             source: source.to_owned(),
-            personality: personality(instance, settings, settings.network, false)?,
+            guest_config: guest_config(instance, settings, settings.network, false)?,
             hooks: HookPlan::new(context, instance, settings),
             new_identity: settings.import_identity == Identity::New,
             many_disks: instance.disks.len() > 1,

@@ -24,8 +24,8 @@ use crate::debian;
 use crate::disk::{Disk, Medium};
 use crate::filesystem::{Filesystem, KernelVersion};
 use crate::guest::network::{self, Mode};
-use crate::guest::{Access, Console, Personality, Resolver};
-use crate::partition_table::layout::{Layout, Purpose, Wishes};
+use crate::guest::{Access, Console, GuestConfig, Resolver};
+use crate::partition_table::layout::{Layout, Purpose, Requirements};
 use crate::report::WithHint;
 use crate::request::{self, Context, DiskAddress, Instance};
 use crate::settings::conflicts::Conflict;
@@ -82,7 +82,7 @@ pub struct Plan {
     pub boot: Option<BootPlan>,
     pub source: TreeSource,
     pub base: BasePlan,
-    pub personality: Personality,
+    pub guest_config: GuestConfig,
     pub swap: SwapPlan,
     pub hooks: HookPlan,
     pub on_failure: OnFailure,
@@ -151,7 +151,7 @@ impl Plan {
 
     fn new(context: &Context, instance: &Instance, settings: &Settings, choices: Choices) -> Result<Plan> {
         let Choices { disk_path, disk, purpose, source, boot, swap, network, hooks } = choices;
-        let wishes = Wishes {
+        let requirements = Requirements {
             alignment_sectors: settings.partition_alignment_sectors,
             loader: boot.is_some(),
             uefi: boot.is_some_and(|boot| boot.firmware.uefi),
@@ -161,7 +161,7 @@ impl Plan {
             },
             purpose,
         };
-        let layout = Layout::new(settings.partition_style, disk.size_bytes, wishes)
+        let layout = Layout::new(settings.partition_style, disk.size_bytes, requirements)
             .with_context(|| format!("dividing {}", disk_path.display()))
             .hint(format!(
                 "partition_style is {}{}; give the instance another disk size, or set it to another style",
@@ -175,7 +175,7 @@ impl Plan {
             filesystem: settings.filesystem,
             oldest_kernel: oldest_kernel(settings, &source),
             base: BasePlan::new(context, settings, boot.map(|boot| boot.kernel)),
-            personality: personality(instance, settings, network, boot.is_some())?,
+            guest_config: guest_config(instance, settings, network, boot.is_some())?,
             boot,
             source,
             swap,
@@ -217,12 +217,12 @@ fn refuse(conflicts: impl IntoIterator<Item = Conflict>) -> Result<()> {
 }
 
 /// What makes a tree this instance's guest.
-fn personality(instance: &Instance, settings: &Settings, mode: Mode, boots: bool) -> Result<Personality> {
+fn guest_config(instance: &Instance, settings: &Settings, mode: Mode, boots: bool) -> Result<GuestConfig> {
     let network = match instance.nics_are_known {
         true => network::decide(&instance.nics, mode, &instance.hypervisor),
         false => network::any_nic(mode),
     };
-    Ok(Personality {
+    Ok(GuestConfig {
         name: instance.name.clone(),
         filesystem: settings.filesystem,
         resolver: Resolver {

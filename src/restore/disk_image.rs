@@ -9,7 +9,7 @@ use super::source_file::DiskImage;
 use super::{DiskRestore, Sector, reidentify, with_first_sector};
 use crate::disk::{Disk, boot_code};
 use crate::guest::found_root::{GuestRoot, Sought};
-use crate::guest::{self, Tree, Workspace};
+use crate::guest::{self, Trust, Workspace};
 use crate::hooks::{self, Stage};
 use crate::install::teardown;
 use crate::plan::ImagePlan;
@@ -18,10 +18,10 @@ use crate::report::{self, WithHint};
 
 /// Writes the image and makes it this instance's; a failure leaves a wiped disk.
 pub fn install(plan: &ImagePlan, disk: &Disk, workspace: &Workspace, image: &DiskImage) -> Result<()> {
-    for warning in &plan.personality.network.warnings {
+    for warning in &plan.guest_config.network.warnings {
         report::warning(warning);
     }
-    let name = &plan.personality.name;
+    let name = &plan.guest_config.name;
     let mut setup = |sector: &mut Sector| {
         if plan.new_identity {
             reidentify::renew(disk, workspace, sector, name, plan.many_disks)?;
@@ -46,7 +46,7 @@ impl GuestSetup<'_> {
         let (disk, workspace) = (self.disk, self.workspace);
         with_first_sector(disk, sector, |survey, sector| {
             let has_table = survey.table.is_some();
-            let guest = match GuestRoot::seek(disk, workspace, survey, Tree::Ours { options: "" })? {
+            let guest = match GuestRoot::seek(disk, workspace, survey, Trust::Trusted { options: "" })? {
                 Sought::Found(guest) => guest,
                 Sought::Nothing(found) => {
                     return Err(anyhow!("no root of a guest is on the image: it holds {found}"))
@@ -66,7 +66,7 @@ impl GuestSetup<'_> {
 
     fn make_guest(&self, guest: &GuestRoot, sector: Option<&mut Sector>) -> Result<()> {
         let own_label = guest.mark_incomplete()?;
-        report::step("personalising", || guest::settle(guest.tree(), &self.plan.personality))?;
+        report::step("personalising", || guest::configure_identity(guest.tree(), &self.plan.guest_config))?;
         if hooks::any(&self.plan.hooks)? {
             self.customise(guest, sector)?;
         }
@@ -90,7 +90,7 @@ impl GuestSetup<'_> {
             root_device: &root_device,
             workspace: self.workspace.path(),
         };
-        hooks::run(&self.plan.hooks, guest.tree(), &self.plan.personality.resolver, &stage)?;
+        hooks::run(&self.plan.hooks, guest.tree(), &self.plan.guest_config.resolver, &stage)?;
         self.disk.refuse_changed()?;
         if let (Some(sector), Some(before)) = (sector, before) {
             let mut now = [0; size_of::<Sector>()];

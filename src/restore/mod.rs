@@ -12,12 +12,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 
-use crate::backup::image::Image;
+use crate::backup::disk_archive::Image;
 use crate::backup::qcow2::{Piece, Qcow2};
 use crate::command::{Tool, ToolError};
-use crate::disk::{Disk, HeldBack, LoopDevice};
+use crate::disk::{Disk, LoopDevice, StagedWrite};
 use crate::filesystem::{Filesystem, SECTOR_BYTES};
-use crate::guest::{Tree, Workspace};
+use crate::guest::{Trust, Workspace};
 use crate::install::teardown;
 use crate::partition_table::{self, Growth, grow_table};
 use crate::plan::OnFailure;
@@ -58,7 +58,7 @@ impl DiskRestore<'_> {
             report::ascii(image.manifest.program.as_bytes())
         ));
         let (size_bytes, zero) = (facts.size_bytes, facts.zero.clone());
-        let mut held = HeldBack::begin(self.disk, size_bytes, parts)?;
+        let mut held = StagedWrite::begin(self.disk, size_bytes, parts)?;
         let restored = report::long_step("restoring the disk", || {
             for (start, length) in zero {
                 signals::check()?;
@@ -78,7 +78,7 @@ impl DiskRestore<'_> {
         // Its length is not known yet; what its table says is enough to know what to hold back.
         let disk_bytes = self.disk.size_bytes;
         let parts = partitions_of(&Region::new(&first, 0, disk_bytes.max(first.len() as u64)));
-        let mut held = HeldBack::begin(self.disk, disk_bytes, parts.clone())?;
+        let mut held = StagedWrite::begin(self.disk, disk_bytes, parts.clone())?;
         let mut length = 0;
         let restored = report::long_step("restoring the disk", || {
             let mut piece = vec![0; PIECE_BYTES];
@@ -113,7 +113,7 @@ impl DiskRestore<'_> {
         let size_bytes = image.size_bytes();
         self.refuse_smaller(size_bytes)?;
         let mut held =
-            HeldBack::begin(self.disk, size_bytes, partitions_of(&Region::new(image, 0, size_bytes)))?;
+            StagedWrite::begin(self.disk, size_bytes, partitions_of(&Region::new(image, 0, size_bytes)))?;
         let restored = report::long_step("writing the image", || {
             image.pieces(|offset, piece| {
                 signals::check()?;
@@ -140,7 +140,7 @@ impl DiskRestore<'_> {
     }
 
     /// Lets the disk be what it was, or wipes it.
-    fn complete(self, mut held: HeldBack<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
+    fn complete(self, mut held: StagedWrite<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
         let disk = self.disk;
         let finished = restored.and_then(|()| {
             let mut sector = held.release()?;
@@ -263,7 +263,7 @@ fn grow_ext(device: &Path) -> Result<Option<Error>> {
 
 /// The same, by the kernel, which grows it or leaves it.
 fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<Option<Error>> {
-    let mut root = match workspace.mount_found(device, volume, "grown", Tree::Strangers) {
+    let mut root = match workspace.mount_found(device, volume, "grown", Trust::Untrusted) {
         Ok(root) => root,
         Err(error) => return Ok(Some(error)),
     };

@@ -4,10 +4,10 @@ use anyhow::{Context as _, Result};
 
 use super::{Sector, check_ext, with_first_sector};
 use crate::command::Tool;
-use crate::disk::{Disk, LoopDevice, Renewal};
+use crate::disk::{Disk, LoopDevice, Reidentify};
 use crate::filesystem::Filesystem;
 use crate::guest::found_root::{GuestRoot, Sought};
-use crate::guest::{Thawed, Tree, Workspace, identity, references};
+use crate::guest::{Trust, UnlockedFiles, Workspace, identity, references};
 use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};
 use crate::request::InstanceName;
@@ -20,9 +20,9 @@ const IDENTITY_PATHS: [&str; 6] =
 
 /// What a tree has of its own, for one that comes back as another guest.
 pub fn renew_tree(root: &RootDir, name: &InstanceName) -> Result<()> {
-    let thawed = Thawed::thaw(root, IDENTITY_PATHS)?;
+    let unlocked = UnlockedFiles::unlock(root, IDENTITY_PATHS)?;
     identity::renew(root, name)?;
-    thawed.freeze(root)
+    unlocked.relock(root)
 }
 
 /// Gives a restored disk new identifiers everywhere: its table, its filesystems and swap, and what its root and its EFI
@@ -37,7 +37,7 @@ pub fn renew(
 ) -> Result<()> {
     report::step("giving it an identity of its own", || {
         with_first_sector(disk, sector, |survey, sector| {
-            let mut renewal = Renewal::new(name.full(), many_disks);
+            let mut renewal = Reidentify::new(name.full(), many_disks);
             renewal.table(&disk.file, disk.size_bytes, &survey, sector)?;
             for part in &survey.parts {
                 renewal.part(&disk.file, part)?;
@@ -70,10 +70,10 @@ fn renew_root(
     disk: &Disk,
     workspace: &Workspace,
     survey: Survey,
-    renewal: &Renewal,
+    renewal: &Reidentify,
     name: &InstanceName,
 ) -> Result<Option<Part>> {
-    match GuestRoot::seek(disk, workspace, survey, Tree::Strangers)? {
+    match GuestRoot::seek(disk, workspace, survey, Trust::Untrusted)? {
         Sought::Found(guest) => {
             references::rewrite(guest.tree(), |text, mounts| renewal.text(text, mounts))?;
             renew_tree(guest.tree(), name)?;
@@ -95,10 +95,10 @@ fn renew_boot(
     workspace: &Workspace,
     part: &Part,
     volume: Volume,
-    renewal: &Renewal,
+    renewal: &Reidentify,
 ) -> Result<()> {
     let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
-    match workspace.mount_found(&device.path(), volume, "boot", Tree::Strangers) {
+    match workspace.mount_found(&device.path(), volume, "boot", Trust::Untrusted) {
         Ok(mut root) => {
             references::rewrite_boot(root.dir()?, |text| renewal.text(text, false))
                 .with_context(|| format!("changing what {part} says of the disk"))?;
@@ -119,7 +119,7 @@ fn renew_filesystem(
     workspace: &Workspace,
     part: &Part,
     volume: Volume,
-    renewal: &Renewal,
+    renewal: &Reidentify,
 ) -> Result<()> {
     let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
     let (path, uuid) = (device.path(), renewal.uuid(volume.uuid).to_string());
@@ -130,7 +130,7 @@ fn renew_filesystem(
         }
         Filesystem::Xfs | Filesystem::Btrfs => {
             // The log is replayed by a mount; the tools want it empty.
-            workspace.mount_found(&path, volume, "renewed", Tree::Strangers)?.finish()?;
+            workspace.mount_found(&path, volume, "renewed", Trust::Untrusted)?.finish()?;
             let tool = match volume.filesystem {
                 Filesystem::Xfs => Tool::new("xfs_admin").args(["-U", &uuid]),
                 _ => Tool::new("btrfstune").args(["-f", "-U", &uuid]),

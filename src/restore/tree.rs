@@ -8,16 +8,15 @@ use anyhow::{Context as _, Result};
 use super::reidentify;
 use crate::backup::dump::{self, Stats};
 use crate::disk::Disk;
-use crate::guest::{Root, Thawed, Tree, Workspace, boot, fstab};
+use crate::guest::{Root, Trust, UnlockedFiles, Workspace, boot, fstab};
 use crate::install::grub_from_cache;
 use crate::install::target_disk::{BlankDisk, TargetDisk, preconditions};
 use crate::install::unpack::full_or;
 use crate::plan::ImportPlan;
-use crate::report;
 use crate::request::InstanceName;
 use crate::rootdir::RootDir;
 use crate::sys::signals;
-use crate::tar;
+use crate::{report, tar};
 
 /// What helps where a backup does not fit.
 const LARGER_DISK: &str = "give the instance a larger disk; the backup holds more than this one";
@@ -34,9 +33,9 @@ pub fn restore(plan: ImportPlan, disk: &Disk, workspace: &Workspace, source: Tre
     let plan = &tree?;
     let new_name = new_identity.then_some(name);
     let swap = preconditions(plan)?;
-    let loader_files = grub_from_cache::pieces(plan, workspace)?;
+    let loader_files = grub_from_cache::files(plan, workspace)?;
     BlankDisk { disk, plan, swap }.make(|blank| {
-        blank.format(workspace, Tree::Strangers)?.build(|target| {
+        blank.format(workspace, Trust::Untrusted)?.build(|target| {
             fill(target, source)?;
             if index == 0 {
                 adapt(target, loader_files.as_ref())?;
@@ -71,11 +70,12 @@ fn adapt(target: &mut TargetDisk<'_>, loader_files: Option<&Root>) -> Result<()>
         report::warning("the backup holds no system, there is no /etc: it stays as it is");
         return Ok(());
     }
-    let thawed = Thawed::thaw(&dir, ["etc", fstab::PATH].into_iter().chain(boot::changed_paths()))?;
+    let unlocked =
+        UnlockedFiles::unlock(&dir, ["etc", fstab::PATH].into_iter().chain(boot::changed_paths()))?;
     grub_from_cache::prepare(target, &dir, loader_files, "the backup")?;
     target.make_swap()?;
     fstab::repair(&dir, target.plan.filesystem, &target.volumes)?;
-    thawed.freeze(&dir)
+    unlocked.relock(&dir)
 }
 
 /// Makes it another guest than the one that was backed up, if there is a new name.

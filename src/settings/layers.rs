@@ -11,10 +11,9 @@ use super::files::{self, Role, TomlFile};
 use super::origin::{DefaultsVersion, Layers, Origin, Value, Values};
 use super::table::{self, KEYS};
 use super::{shell, variants};
-use crate::admin_file;
 use crate::command::ToolError;
-use crate::report;
 use crate::request::{Api, Context};
+use crate::{admin_file, report};
 
 /// config.toml of the node.
 pub fn config_path(context: &Context) -> PathBuf {

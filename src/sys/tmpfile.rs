@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 
 /// A file without a name in `dir`: gone when it is closed.
-pub fn nameless(dir: &Path) -> Result<File> {
+pub fn create(dir: &Path) -> Result<File> {
     let fd = open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
         .with_context(|| format!("making a file in {}", dir.display()))?;
     Ok(fd.into())
 }
 
-/// Gives a nameless file a name that does not exist yet.
-pub fn give_name(file: &File, path: &Path) -> Result<()> {
+/// Gives such a file a name that does not exist yet.
+pub fn link(file: &File, path: &Path) -> Result<()> {
     let fd = format!("/proc/self/fd/{}", file.as_raw_fd());
     linkat(CWD, fd, CWD, path, AtFlags::SYMLINK_FOLLOW)
         .with_context(|| format!("publishing {}", path.display()))

@@ -1,7 +1,7 @@
 //! Owns what can only be set when the archive is through: times, modes and default ACLs of
 //! directories (files made in them would disturb these), and ACLs with names (the tree's passwd may
 //! come later than they do). Must not grow with the archive: directories that it has left behind
-//! are settled early.
+//! are applied early.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ use super::entry::Owner;
 use super::{Checkpoint, shown};
 use crate::rootdir::RootDir;
 
-/// When those that wait take more memory than this, the ones that the archive has left are settled.
+/// When those that wait take more memory than this, the ones that the archive has left are applied.
 const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A passwd or group file of the tree must not be larger.
@@ -54,7 +54,7 @@ impl Later {
             }
             self.bytes = above.iter().map(Waiting::bytes).sum();
             self.waiting = above;
-            settle(left, root, checkpoint)?;
+            apply(left, root, checkpoint)?;
         }
         self.bytes += one.bytes();
         self.waiting.push(one);
@@ -67,8 +67,8 @@ impl Later {
     }
 
     /// Settles all.
-    pub(super) fn settle(self, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<()> {
-        settle(self.waiting, root, checkpoint)
+    pub(super) fn apply(self, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<()> {
+        apply(self.waiting, root, checkpoint)
     }
 }
 
@@ -84,20 +84,20 @@ fn is_above(directory: &[u8], path: &[u8]) -> bool {
         || path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn settle(waiting: Vec<Waiting>, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<()> {
+fn apply(waiting: Vec<Waiting>, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<()> {
     let mut ids = Ids::new(root);
     for one in waiting {
         checkpoint()?;
-        let settled = match one.owner {
-            Some(owner) => settle_directory(&one, &owner, root, &mut ids),
-            None => settle_file(&one, root, &mut ids),
+        let applied = match one.owner {
+            Some(owner) => apply_to_directory(&one, &owner, root, &mut ids),
+            None => apply_to_file(&one, root, &mut ids),
         };
-        settled.with_context(|| format!("unpacking {}", shown(&one.path)))?;
+        applied.with_context(|| format!("unpacking {}", shown(&one.path)))?;
     }
     Ok(())
 }
 
-fn settle_directory(one: &Waiting, owner: &Owner, root: &RootDir, ids: &mut Ids<'_>) -> Result<()> {
+fn apply_to_directory(one: &Waiting, owner: &Owner, root: &RootDir, ids: &mut Ids<'_>) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let dir = match root.open_at(OsStr::from_bytes(&one.path), flags) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
@@ -114,7 +114,7 @@ fn settle_directory(one: &Waiting, owner: &Owner, root: &RootDir, ids: &mut Ids<
     set_times(dir.as_fd(), owner)
 }
 
-fn settle_file(one: &Waiting, root: &RootDir, ids: &mut Ids<'_>) -> Result<()> {
+fn apply_to_file(one: &Waiting, root: &RootDir, ids: &mut Ids<'_>) -> Result<()> {
     let path = Path::new(OsStr::from_bytes(&one.path));
     let name = path.file_name().context("the path does not end in a name")?;
     let parent = path.parent().unwrap_or(Path::new(""));

@@ -78,7 +78,7 @@ pub fn unpack_only(
             unpacker.entry(&entry, &mut input).with_context(context)?;
         }
     }
-    unpacker.later.settle(root, checkpoint)?;
+    unpacker.later.apply(root, checkpoint)?;
     Ok(unpacker.stats)
 }
 

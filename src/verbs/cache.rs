@@ -105,9 +105,9 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
             for plan in
                 plans.iter().filter(|plan| !done.contains(&plan.recipe.cache_key())).collect::<Vec<_>>()
             {
-                let shapes = store.shapes(&plan.recipe)?;
+                let specs = store.specs(&plan.recipe)?;
                 let base = base_tree::ready(plan, &workspace, Freshness::Anew)?;
-                template::make_again(plan, &base, &shapes, &workspace)?;
+                template::make_again(plan, &base, &specs, &workspace)?;
                 done.push(plan.recipe.cache_key());
             }
             Ok(())
@@ -226,7 +226,7 @@ fn state(entry: &Entry, days: Option<u32>) -> &'static str {
     match (sealed, entry.expired(days), entry.kind) {
         (true, _, _) => "sealed",
         (_, true, _) => "expired",
-        (_, _, Kind::Foreign) => "by hand",
+        (_, _, Kind::Handmade) => "by hand",
         _ => "ready",
     }
 }
@@ -255,13 +255,13 @@ fn template_object(entry: &TemplateEntry) -> serde_json::Value {
         "state": if entry.template.is_ok() { "ready" } else { "damaged" },
     });
     if let Ok(template) = &entry.template {
-        let (origin, shape) = (template.origin(), template.shape());
+        let (origin, spec) = (template.origin(), template.spec());
         object["suite"] = json!(origin.suite);
         object["arch"] = json!(origin.arch);
         object["kernel"] = json!(dash(&origin.kernel));
         object["tree"] = json!(origin.file);
-        object["filesystem"] = json!(shape.filesystem);
-        object["root_bytes"] = json!(shape.size_bytes);
+        object["filesystem"] = json!(spec.filesystem);
+        object["root_bytes"] = json!(spec.size_bytes);
         object["made"] = json!(seconds(template.made()));
     }
     object

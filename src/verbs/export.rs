@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 
 use super::Outcome;
-use crate::backup::image::{self, DiskFacts, Export, Manifest, PartitionFacts};
+use crate::backup::disk_archive::{self, DiskFacts, Export, Manifest, PartitionFacts};
 use crate::disk::{Disk, Medium};
 use crate::filesystem::SECTOR_BYTES;
 use crate::plan::disk_path;
@@ -40,7 +40,7 @@ pub fn export(
     let survey = survey(&disk);
     let exporting = || format!("exporting disk {index} of {}", instance.name);
     let in_use = report::step("finding out what is in use", || {
-        allocation::of_disk(&disk, &survey.parts, image::RANGES_MAX)
+        allocation::of_disk(&disk, &survey.parts, disk_archive::RANGES_MAX)
     })
     .with_context(exporting)?;
     let manifest = manifest(&disk, index, &survey, &in_use);
@@ -121,7 +121,7 @@ fn manifest(disk: &Disk, index: usize, survey: &Survey, in_use: &allocation::Dis
         })
     };
     Manifest {
-        format: image::FORMAT,
+        format: disk_archive::FORMAT,
         program: format!("{PROGRAM} {VERSION}"),
         disk: DiskFacts {
             index,

@@ -16,7 +16,7 @@ use crate::plan::DiskFacts;
 use crate::report::{self, WithHint};
 use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::Settings;
-use crate::sys::tmpfile::{give_name, nameless};
+use crate::sys::tmpfile;
 
 /// Makes a disk image; the file appears when it is complete.
 pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
@@ -46,7 +46,7 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;
-    let file = nameless(dir)?;
+    let file = tmpfile::create(dir)?;
     file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
     let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
     create::on_disk(&context, &instance, &settings, &disk, &workspace)?;
@@ -127,12 +127,12 @@ fn instance(wanted: &Wanted<'_>) -> Result<Instance> {
 fn publish(args: &ImageArgs, file: &File, dir: &Path) -> Result<()> {
     file.sync_all().context("flushing the image")?;
     if args.format == Format::Raw && !args.output.exists() {
-        return give_name(file, &args.output);
+        return tmpfile::link(file, &args.output);
     }
     let staging = tempfile::Builder::new().prefix(".image-").tempdir_in(dir).context("making a directory")?;
     let staged = staging.path().join("image");
     match args.format {
-        Format::Raw => give_name(file, &staged)?,
+        Format::Raw => tmpfile::link(file, &staged)?,
         Format::Qcow2 => report::long_step("converting to qcow2", || {
             let source = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
             Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(source).arg(&staged).run()

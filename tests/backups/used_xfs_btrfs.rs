@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::live::{Dice, assert_kept, hash, write_until, write_until_shut_down};
 use crate::common::{GIB, Mounted, processor_time, tool};
-use ganeti_instance_debootstrap::allocation::{Usage, UsedMap, btrfs, xfs};
+use ganeti_instance_debootstrap::allocation::{AllocationMap, Usage, btrfs, xfs};
 use ganeti_instance_debootstrap::reader::{ReadAt, Region};
 use ganeti_instance_debootstrap::sys;
 
@@ -102,7 +102,7 @@ enum Rest {
 }
 
 /// A copy of what is in use.
-fn copy_used(from: &Path, map: &UsedMap, to: &Path, rest: Rest) {
+fn copy_used(from: &Path, map: &AllocationMap, to: &Path, rest: Rest) {
     let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
     to.set_len(map.size_bytes()).unwrap();
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
@@ -138,7 +138,7 @@ fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>) {
     }
 }
 
-fn part(usage: Usage) -> UsedMap {
+fn part(usage: Usage) -> AllocationMap {
     match usage {
         Usage::Part(map) => map,
         Usage::Whole(reason) => panic!("all of it: {reason}"),
@@ -208,7 +208,7 @@ fn a_copy_of_what_xfs_uses_is_that_xfs() {
             .split("-b size=")
             .nth(1)
             .map_or(4096, |rest| rest.split(' ').next().unwrap().parse().unwrap());
-        let mut by_xfs_db = UsedMap::full(size_bytes);
+        let mut by_xfs_db = AllocationMap::full(size_bytes);
         for free in free_by_xfs_db(&original, block_bytes) {
             by_xfs_db.clear(free.start, free.end - free.start);
         }

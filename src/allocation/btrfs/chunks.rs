@@ -2,7 +2,7 @@
 
 use super::key::{KEY_BYTES, Key};
 use super::superblock::Superblock;
-use crate::allocation::UsedMap;
+use crate::allocation::AllocationMap;
 use crate::reader::integers::{le16, le64};
 use crate::reader::{Parsed, give_up};
 
@@ -112,13 +112,13 @@ impl Chunks {
         }
     }
 
-    pub fn mark(&self, at: u64, length: u64, map: &mut UsedMap) -> Parsed<()> {
+    pub fn mark(&self, at: u64, length: u64, map: &mut AllocationMap) -> Parsed<()> {
         self.places(at, length)?.into_iter().for_each(|place| map.mark(place, length));
         Ok(())
     }
 
     /// All of the chunks where tree blocks may be.
-    pub fn mark_metadata(&self, map: &mut UsedMap) {
+    pub fn mark_metadata(&self, map: &mut AllocationMap) {
         for chunk in self.0.iter().filter(|chunk| chunk.holds_metadata) {
             chunk.places.iter().for_each(|place| map.mark(*place, chunk.length));
         }

@@ -9,7 +9,7 @@ mod key;
 mod superblock;
 mod tree;
 
-use super::UsedMap;
+use super::AllocationMap;
 use crate::reader::integers::le64;
 use crate::reader::{Parsed, Region, give_up};
 use chunks::Chunks;
@@ -34,7 +34,7 @@ const INLINE: u8 = 0;
 const LOGS_MAX: usize = 1 << 14;
 
 /// What is in use of the region, in which a btrfs is.
-pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
+pub fn map(region: &Region<'_>) -> Parsed<AllocationMap> {
     let superblock = Superblock::read(region)?;
     let system = Chunks::of_superblock(&superblock)?;
     let mut chunks = Chunks::default();
@@ -43,7 +43,7 @@ pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
     if !chunks.contain(&system) {
         return give_up("the superblock and the chunk tree differ");
     }
-    let mut map = UsedMap::empty(region.size_bytes());
+    let mut map = AllocationMap::empty(region.size_bytes());
     map.mark(0, RESERVED_BYTES);
     superblock::copies().for_each(|at| map.mark(at, superblock::SIZE_BYTES as u64));
     // What lies behind the filesystem's end is nobody's to call free.
@@ -57,7 +57,7 @@ pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
     Ok(map)
 }
 
-fn mark_extents(forest: &Forest<'_>, map: &mut UsedMap) -> Parsed<()> {
+fn mark_extents(forest: &Forest<'_>, map: &mut AllocationMap) -> Parsed<()> {
     let superblock = forest.superblock;
     let (mut behind, mut sum_bytes) = (0, 0u64);
     forest.walk(extent_root(forest)?, &mut |key, _| {
@@ -99,7 +99,7 @@ fn extent_root(forest: &Forest<'_>) -> Parsed<Root> {
 }
 
 /// The data that was fsynced since the last commit. The log trees' own blocks are somewhere in the chunks of metadata.
-fn mark_logged(forest: &Forest<'_>, log: Root, map: &mut UsedMap) -> Parsed<()> {
+fn mark_logged(forest: &Forest<'_>, log: Root, map: &mut AllocationMap) -> Parsed<()> {
     let mut roots = Vec::new();
     forest.walk(log, &mut |key: Key, item: &[u8]| {
         if key.kind != ROOT_ITEM {

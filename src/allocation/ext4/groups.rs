@@ -3,7 +3,7 @@
 
 use super::superblock::{Checksums, Superblock};
 use super::{Blocks, read_blocks};
-use crate::allocation::UsedMap;
+use crate::allocation::AllocationMap;
 use crate::reader::checksum::crc16;
 use crate::reader::integers::{joined, le16, le32};
 use crate::reader::{Parsed, Region, give_up};
@@ -29,7 +29,7 @@ struct Descriptor {
 }
 
 /// Marks what is in use in all groups.
-pub fn mark(blocks: &Blocks<'_>, superblock: &Superblock, map: &mut UsedMap) -> Parsed<()> {
+pub fn mark(blocks: &Blocks<'_>, superblock: &Superblock, map: &mut AllocationMap) -> Parsed<()> {
     let per_block = superblock.descriptors_per_block();
     for index in 0..superblock.descriptor_blocks() {
         let at = superblock.descriptor_block(index);
@@ -113,7 +113,7 @@ pub fn inode_table_in_place(region: &Region<'_>, superblock: &Superblock, group:
 }
 
 /// Marks what every group has, also where it has no bitmap that says so, or another group's bitmap does.
-fn mark_metadata(superblock: &Superblock, descriptor: &Descriptor, map: &mut UsedMap) {
+fn mark_metadata(superblock: &Superblock, descriptor: &Descriptor, map: &mut AllocationMap) {
     let head = superblock.group_head_blocks(descriptor.group);
     let start = superblock.group_start(descriptor.group);
     let length = head.min(superblock.group_end(descriptor.group) - start);
@@ -131,7 +131,7 @@ fn mark_bitmaps(
     blocks: &Blocks<'_>,
     superblock: &Superblock,
     descriptors: &[Descriptor],
-    map: &mut UsedMap,
+    map: &mut AllocationMap,
 ) -> Parsed<()> {
     let block_bytes = superblock.block_bytes as usize;
     let batch_max = (READ_BYTES / superblock.block_bytes) as usize;
@@ -164,7 +164,7 @@ fn mark_bitmap(
     superblock: &Superblock,
     descriptor: &Descriptor,
     bitmap: &[u8],
-    map: &mut UsedMap,
+    map: &mut AllocationMap,
 ) -> Parsed<()> {
     let group = descriptor.group;
     if let Checksums::All(seed) = superblock.checksums {
@@ -226,7 +226,7 @@ fn next_bit(bitmap: &[u8], at: u64, bits: u64, set: bool) -> u64 {
 }
 
 /// Unmarks the part of a group's inode table that has never been written.
-fn clear_unwritten(superblock: &Superblock, descriptor: &Descriptor, map: &mut UsedMap) {
+fn clear_unwritten(superblock: &Superblock, descriptor: &Descriptor, map: &mut AllocationMap) {
     let written = superblock.inodes_per_group - descriptor.inodes_unwritten;
     let written_blocks = (written * superblock.inode_bytes).div_ceil(superblock.block_bytes);
     let unwritten_blocks = superblock.inode_table_blocks() - written_blocks;

@@ -17,19 +17,19 @@ mod inode;
 mod journal;
 mod superblock;
 
-use super::UsedMap;
+use super::AllocationMap;
 use crate::reader::{Parsed, Region, give_up};
 use journal::Journal;
 use superblock::Superblock;
 
 /// What is in use of the region, in which an ext2, ext3 or ext4 filesystem is.
-pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
+pub fn map(region: &Region<'_>) -> Parsed<AllocationMap> {
     let as_it_lies = Superblock::read(region)?;
     let journal = Journal::open(region, &as_it_lies)?;
     let blocks = Blocks { region, block_bytes: as_it_lies.block_bytes, journal };
     let superblock = Superblock::read_replayed(&blocks, &as_it_lies)?;
 
-    let mut map = UsedMap::empty(region.size_bytes());
+    let mut map = AllocationMap::empty(region.size_bytes());
     // What lies before the first block (a boot sector) and behind the last one is not the filesystem's to judge.
     let end_bytes = superblock.blocks * superblock.block_bytes;
     map.mark(0, superblock::AT_BYTES + superblock::BYTES as u64);

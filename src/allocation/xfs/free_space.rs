@@ -4,7 +4,7 @@
 use super::agf::{BLOCK_CHECKSUM_AT, BLOCK_UUID_AT, HEADER_CHECKSUM_AT, HEADER_MAGIC, HEADER_UUID_AT};
 use super::geometry::{Geometry, checksum_holds};
 use super::replay::{Replayed, State};
-use crate::allocation::UsedMap;
+use crate::allocation::AllocationMap;
 use crate::reader::integers::{be16, be32};
 use crate::reader::{Parsed, Region, give_up};
 
@@ -20,7 +20,7 @@ pub fn clear(
     geometry: &Geometry,
     replayed: &Replayed,
     group: u32,
-    map: &mut UsedMap,
+    map: &mut AllocationMap,
 ) -> Parsed<()> {
     let at = geometry.header_at(group);
     let (header, state) = replayed.read(region, at, geometry.sector_bytes as usize)?;
@@ -59,7 +59,7 @@ struct Walk<'a> {
     region: &'a Region<'a>,
     geometry: &'a Geometry,
     replayed: &'a Replayed,
-    map: &'a mut UsedMap,
+    map: &'a mut AllocationMap,
     group: u32,
     /// In blocks, as all below.
     length: u32,

@@ -10,21 +10,21 @@ mod geometry;
 mod log;
 mod replay;
 
-use super::UsedMap;
+use super::AllocationMap;
 use crate::reader::{Parsed, Region};
 use geometry::Geometry;
 use log::Log;
 use replay::Replayed;
 
 /// What is in use of the region, in which an xfs is.
-pub fn map(region: &Region<'_>) -> Parsed<UsedMap> {
+pub fn map(region: &Region<'_>) -> Parsed<AllocationMap> {
     let geometry = Geometry::read(region)?;
     let replayed = match log::find(region, &geometry)? {
         Log::Clean => Replayed::default(),
         Log::Dirty(records) => replay::replay(region, &geometry, records)?,
     };
     // What lies behind the filesystem's end is nobody's to call free.
-    let mut map = UsedMap::full(region.size_bytes());
+    let mut map = AllocationMap::full(region.size_bytes());
     for group in 0..geometry.groups {
         free_space::clear(region, &geometry, &replayed, group, &mut map)?;
     }

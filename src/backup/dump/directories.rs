@@ -61,8 +61,8 @@ impl<'a> Collected<'a> {
         Ok(Collected {
             root,
             directories: Vec::new(),
-            inodes: BufWriter::new(nameless(root)?),
-            names: Collector::new(nameless(root)?),
+            inodes: BufWriter::new(tmpfile_in(root)?),
+            names: Collector::new(tmpfile_in(root)?),
         })
     }
 
@@ -163,7 +163,7 @@ fn name_all(
     mut directories: Vec<Directory>,
     entries: &mut Merge<'_>,
 ) -> Result<(Vec<Directory>, File)> {
-    let mut names = BufWriter::new(nameless(root)?);
+    let mut names = BufWriter::new(tmpfile_in(root)?);
     // No name begins at 0, which would not be told from none.
     names.write_all(&[0]).context("writing down names")?;
     let mut names_end = 1_u32;
@@ -333,14 +333,14 @@ impl Directories<'_> {
     }
 
     /// Sets owners, modes, attributes, times and flags: the last thing to be done.
-    pub(super) fn settle(mut self, checkpoint: Checkpoint<'_>, stats: &mut Stats) -> Result<()> {
+    pub(super) fn finish(mut self, checkpoint: Checkpoint<'_>, stats: &mut Stats) -> Result<()> {
         let mut inodes = self.inodes.try_clone().context("reading the directories' inodes")?;
         inodes.seek(SeekFrom::Start(0)).context("reading the directories' inodes")?;
         let mut inodes = BufReader::new(inodes);
         for index in 0..u32::try_from(self.directories.len())? {
             checkpoint()?;
             let (inode, blocks) = read_back(&mut inodes).context("reading the directories' inodes")?;
-            self.settle_one(index, &inode, &blocks, stats).with_context(|| {
+            self.finish_one(index, &inode, &blocks, stats).with_context(|| {
                 format!("restoring directory {}", self.directories[index as usize].inode_number)
             })?;
             stats.directories += 1;
@@ -348,7 +348,7 @@ impl Directories<'_> {
         Ok(())
     }
 
-    fn settle_one(&mut self, index: u32, inode: &[u8], blocks: &[Vec<u8>], stats: &mut Stats) -> Result<()> {
+    fn finish_one(&mut self, index: u32, inode: &[u8], blocks: &[Vec<u8>], stats: &mut Stats) -> Result<()> {
         let inode = Inode::parse(inode)?;
         let dir = match self.directories[index as usize] {
             Directory { name_at: None, .. } => {
@@ -382,7 +382,7 @@ fn read_back(inodes: &mut impl Read) -> Result<(Vec<u8>, Vec<Vec<u8>>)> {
 }
 
 /// A file for us alone, on the filesystem that is being filled: gone when it is closed.
-fn nameless(root: &RootDir) -> Result<File> {
+fn tmpfile_in(root: &RootDir) -> Result<File> {
     let fd = root
         .open_at("", OFlags::TMPFILE | OFlags::RDWR)
         .context("making a file without a name in the root")?;

@@ -112,7 +112,7 @@ pub fn restore(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>
     }
     expect_none_missing(last, map.last() + 1, &map, &directories)?;
     records.end(volume.blocking())?;
-    directories.settle(checkpoint, &mut stats)?;
+    directories.finish(checkpoint, &mut stats)?;
     Ok(stats)
 }
 

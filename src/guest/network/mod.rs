@@ -187,7 +187,7 @@ impl Renderer {
 }
 
 impl Network {
-    /// That of a guest whose NICs are nobody's business here.
+    /// That of a guest trust NICs are nobody's business here.
     pub fn none() -> Network {
         Network { mode: Mode::Manual, in_container: false, interfaces: Vec::new(), warnings: Vec::new() }
     }
@@ -258,7 +258,7 @@ impl Found {
     /// Looks wherever it may be.
     fn in_tree(root: &RootDir) -> Result<Found> {
         let numbered = [("etc/systemd/network", "10-ganeti-nic"), ("etc/systemd/network", "50-ganeti-nic")];
-        let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::PATIENCE];
+        let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::WAIT_ONLINE];
         let mut paths: Vec<String> = single.map(str::to_owned).into();
         for (dir, prefix) in numbered {
             if root.is_dir(dir)? {

@@ -11,7 +11,7 @@ use std::vec::IntoIter;
 use anyhow::{Context, Result, bail};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, Manifest};
-use crate::backup::outlet::{Outlet, Piece, beside_signals};
+use crate::backup::pipe_out::{Piece, PipeWriter, beside_signals};
 use crate::tar::archive::{self, Extent, Member, Output, Sparse, Time};
 
 /// As many as keep two processors busy.
@@ -66,15 +66,15 @@ impl Export {
     /// Writes it all; the data comes from `disk`. What cannot be read is an error and never a hole.
     pub fn write(self, disk: &File, sink: File) -> Result<()> {
         let disk = disk.try_clone().context("opening the disk once more")?;
-        beside_signals(move || self.carry(&disk, Outlet::to(sink)))
+        beside_signals(move || self.carry(&disk, PipeWriter::to(sink)))
     }
 
-    fn carry(mut self, disk: &File, mut outlet: Outlet) -> Result<()> {
-        outlet.write(&self.head)?;
+    fn carry(mut self, disk: &File, mut pipe: PipeWriter) -> Result<()> {
+        pipe.write(&self.head)?;
         let runs = std::mem::take(&mut self.runs);
-        in_turns(Data { disk, runs: runs.into_iter(), run: 0..0 }, &mut self.digest, &mut outlet)?;
+        in_turns(Data { disk, runs: runs.into_iter(), run: 0..0 }, &mut self.digest, &mut pipe)?;
         let tail = self.tail(&self.digest.finish())?;
-        outlet.write(&[vec![0; self.padding_bytes], tail].concat())
+        pipe.write(&[vec![0; self.padding_bytes], tail].concat())
     }
 
     /// The digest's member and the end of the archive.
@@ -130,9 +130,9 @@ impl Data<'_> {
 
 /// Carriers that each take a piece through all three stages. Whoever is in a stage enters the next one before he leaves it:
 /// none overtakes, and the stages of different pieces overlap.
-fn in_turns(data: Data<'_>, digest: &mut Digest, outlet: &mut Outlet) -> Result<()> {
+fn in_turns(data: Data<'_>, digest: &mut Digest, pipe: &mut PipeWriter) -> Result<()> {
     // None once a carrier has failed: nothing is to come behind what is missing.
-    let (data, digest, outlet) = (Mutex::new(Some(data)), Mutex::new(digest), Mutex::new(Some(outlet)));
+    let (data, digest, pipe) = (Mutex::new(Some(data)), Mutex::new(digest), Mutex::new(Some(pipe)));
     let carrier = || -> Result<()> {
         let mut piece = Piece::new()?;
         loop {
@@ -145,10 +145,10 @@ fn in_turns(data: Data<'_>, digest: &mut Digest, outlet: &mut Outlet) -> Result<
             let mut hashing = entered(&digest);
             drop(reading);
             hashing.add(&piece.bytes()[..length]);
-            let mut writing = entered(&outlet);
+            let mut writing = entered(&pipe);
             drop(hashing);
-            let Some(outlet) = writing.as_mut() else { return Ok(()) };
-            outlet.send(&mut piece, length).inspect_err(|_| *writing = None)?;
+            let Some(pipe) = writing.as_mut() else { return Ok(()) };
+            pipe.send(&mut piece, length).inspect_err(|_| *writing = None)?;
         }
     };
     thread::scope(|scope| {

@@ -10,11 +10,11 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::file::{self, Index, KeptFile};
-use super::{Content, Shape, Template};
+use super::{BlockRuns, Template, TemplateSpec};
 use crate::bootstrap::Recipe;
 use crate::cache::{Origin, Store, file_name, manifest, stem};
 use crate::report;
-use crate::sys::tmpfile::{give_name, nameless};
+use crate::sys::tmpfile;
 
 /// A template's file, as a list shows it.
 #[derive(Debug)]
@@ -33,23 +33,23 @@ impl TemplateEntry {
 }
 
 impl Store {
-    /// Where the template of a tree and a shape lies, if it is there.
-    pub fn template_path(&self, origin: &Origin, shape: &Shape) -> Result<PathBuf> {
-        let key = serde_json::to_vec(&(origin, shape)).context("naming a template")?;
+    /// Where the template of a tree and a spec lies, if it is there.
+    pub fn template_path(&self, origin: &Origin, spec: &TemplateSpec) -> Result<PathBuf> {
+        let key = serde_json::to_vec(&(origin, spec)).context("naming a template")?;
         let key = &format!("{:x}", Sha256::digest(key))[..16];
         let (suite, arch) = (origin.suite.replace('/', "_"), &origin.arch);
-        let mib = shape.size_bytes >> 20;
-        Ok(self.dir.join(format!("template-{suite}-{arch}-{}-{mib}M-{key}.img", shape.filesystem)))
+        let mib = spec.size_bytes >> 20;
+        Ok(self.dir.join(format!("template-{suite}-{arch}-{}-{mib}M-{key}.img", spec.filesystem)))
     }
 
-    /// The template of a tree and a shape; None where there is none. One that is damaged is removed, with a word.
-    pub fn template(&self, origin: &Origin, shape: &Shape) -> Result<Option<Template>> {
-        let path = self.template_path(origin, shape)?;
+    /// The template of a tree and a spec; None where there is none. One that is damaged is removed, with a word.
+    pub fn template(&self, origin: &Origin, spec: &TemplateSpec) -> Result<Option<Template>> {
+        let path = self.template_path(origin, spec)?;
         if !path.exists() {
             return Ok(None);
         }
         match Template::open(&path) {
-            Ok(template) if template.origin() == origin && template.shape() == shape => {
+            Ok(template) if template.origin() == origin && template.spec() == spec => {
                 template.touch();
                 Ok(Some(template))
             }
@@ -92,11 +92,11 @@ impl Store {
     }
 
     /// What templates there are of any tree that was made by a recipe, those that were used last first.
-    pub fn shapes(&self, recipe: &Recipe) -> Result<Vec<Shape>> {
+    pub fn specs(&self, recipe: &Recipe) -> Result<Vec<TemplateSpec>> {
         let of_recipe = format!("{}.", stem(recipe));
         let templates = self.templates()?.into_iter().filter_map(|entry| entry.template.ok());
         let ours = templates.filter(|template| template.origin().file.starts_with(&of_recipe));
-        Ok(ours.map(|template| template.shape().clone()).collect())
+        Ok(ours.map(|template| template.spec().clone()).collect())
     }
 
     /// Copies the data of a filesystem out of the sparse file that it was made in, and publishes that as a template, with
@@ -104,14 +104,14 @@ impl Store {
     pub fn publish_template(
         &self,
         origin: &Origin,
-        shape: &Shape,
-        content: Content,
+        spec: &TemplateSpec,
+        runs: BlockRuns,
         filesystem: &File,
         files: BTreeMap<String, Vec<u8>>,
     ) -> Result<Template> {
-        let path = self.template_path(origin, shape)?;
-        content.check(shape.size_bytes).context("writing a template")?;
-        let file = nameless(&self.dir)?;
+        let path = self.template_path(origin, spec)?;
+        runs.check(spec.size_bytes).context("writing a template")?;
+        let file = tmpfile::create(&self.dir)?;
         let kept = |(path, bytes): (&String, &Vec<u8>)| KeptFile {
             path: path.clone(),
             length: bytes.len() as u64,
@@ -119,8 +119,8 @@ impl Store {
         };
         let index = Index {
             origin: origin.clone(),
-            shape: shape.clone(),
-            content,
+            spec: spec.clone(),
+            runs,
             sums: Vec::new(),
             files: files.iter().map(kept).collect(),
             made: manifest::now(),
@@ -129,7 +129,7 @@ impl Store {
             file::write(&file, index, filesystem, files.into_values()).context("writing a template")?;
         // What stands there was found to be no template for this.
         remove(&path)?;
-        give_name(&file, &path)?;
+        tmpfile::link(&file, &path)?;
         Ok(Template { path, file, index })
     }
 

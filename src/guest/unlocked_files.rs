@@ -10,11 +10,14 @@ const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 /// What has to be locked again.
 #[must_use]
-pub struct Thawed(Vec<(String, IFlags)>);
+pub struct UnlockedFiles(Vec<(String, IFlags)>);
 
-impl Thawed {
+impl UnlockedFiles {
     /// Unlocks what is there of `paths`, in this order: a directory before what is in it.
-    pub fn thaw(root: &RootDir, paths: impl IntoIterator<Item = impl Into<String>>) -> Result<Thawed> {
+    pub fn unlock(
+        root: &RootDir,
+        paths: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<UnlockedFiles> {
         let mut locked = Vec::new();
         for path in paths {
             let path = path.into();
@@ -23,11 +26,11 @@ impl Thawed {
                 locked.push((path, locks));
             }
         }
-        Ok(Thawed(locked))
+        Ok(UnlockedFiles(locked))
     }
 
     /// Locks it all as it was.
-    pub fn freeze(self, root: &RootDir) -> Result<()> {
+    pub fn relock(self, root: &RootDir) -> Result<()> {
         for (path, locks) in self.0.into_iter().rev() {
             change(root, &path, |flags| flags | locks)?;
         }

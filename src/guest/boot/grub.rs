@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
-use super::{Console, GRUB_CFG, MAX_BYTES, PIECES, core_image, kernel_consoles, terminals};
+use super::{Console, GRUB_CFG, LOADER_DIR, MAX_BYTES, core_image, kernel_consoles, terminals};
 use crate::filesystem::PartitionStyle;
 use crate::rootdir::{Kind, RootDir};
 
@@ -19,9 +19,9 @@ const MAX_MODULES: usize = 2048;
 
 /// Gives a tree that was not made here the GRUB of a cached tree, as grub-install in the guest would do it: modules and
 /// images of one version, and a configuration where it has none. False where the tree has no kernel.
-pub fn adopt(
+pub fn install_grub_for(
     root: &RootDir,
-    pieces: &RootDir,
+    files: &RootDir,
     style: PartitionStyle,
     filesystem: Uuid,
     console: Option<&Console>,
@@ -31,14 +31,14 @@ pub fn adopt(
     if config.is_none() && !own_config {
         return Ok(false);
     }
-    root.create_dir_all(PIECES, 0o755)?;
+    root.create_dir_all(LOADER_DIR, 0o755)?;
     let cores = [PartitionStyle::Gpt, PartitionStyle::Msdos].map(core_image);
-    for name in pieces.list(PIECES, MAX_MODULES)? {
-        let path = Path::new(PIECES).join(&name);
-        let bytes = pieces.read(&path, MAX_BYTES)?.context("reading GRUB's modules")?;
+    for name in files.list(LOADER_DIR, MAX_MODULES)? {
+        let path = Path::new(LOADER_DIR).join(&name);
+        let bytes = files.read(&path, MAX_BYTES)?.context("reading GRUB's modules")?;
         match cores.iter().find(|core| path == Path::new(core)) {
             Some(core) if *core == core_image(style) => {
-                root.write(format!("{PIECES}/core.img"), &bytes, 0o644)?
+                root.write(format!("{LOADER_DIR}/core.img"), &bytes, 0o644)?
             }
             Some(_) => {}
             None => root.write(&path, &bytes, 0o644)?,
@@ -88,9 +88,9 @@ const CONFIGS: [&str; 6] = [
     "boot/extlinux.conf",
 ];
 
-/// Directories and files that [`repair()`] and [`adopt()`] change, a directory before what is in it.
+/// Directories and files that [`repair()`] and [`install_grub_for()`] change, a directory before what is in it.
 pub fn changed_paths() -> impl Iterator<Item = &'static str> {
-    ["boot", "boot/grub", "boot/extlinux", "boot/syslinux", PIECES].into_iter().chain(CONFIGS)
+    ["boot", "boot/grub", "boot/extlinux", "boot/syslinux", LOADER_DIR].into_iter().chain(CONFIGS)
 }
 
 /// Names the root by its new UUID wherever a loader's configuration in the tree names it otherwise.

@@ -1,4 +1,4 @@
-//! What a backup leaves by, mostly a pipe. Pieces go into it without being copied; whoever works here is waited for beside
+//! What a backup leaves by, mostly a pipe. LoaderFiles go into it without being copied; whoever works here is waited for beside
 //! the signals, since the other side may have stopped reading.
 
 use std::fs::File;
@@ -45,17 +45,17 @@ impl Piece {
 }
 
 /// Where a backup goes.
-pub struct Outlet {
+pub struct PipeWriter {
     sink: File,
     gives: bool,
 }
 
-impl Outlet {
-    pub fn to(sink: File) -> Outlet {
+impl PipeWriter {
+    pub fn to(sink: File) -> PipeWriter {
         widen(&sink);
         let pipe = sink.metadata().is_ok_and(|meta| meta.file_type().is_fifo());
         let huge_pages = std::fs::read_to_string(HUGE_PAGES).is_ok_and(|modes| !modes.contains("[never]"));
-        Outlet { sink, gives: pipe && huge_pages }
+        PipeWriter { sink, gives: pipe && huge_pages }
     }
 
     /// Writes the first `length` bytes of a piece, which may have other content afterwards. The pages themselves go into a
