@@ -19,7 +19,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Whether others than root (or whoever runs us) may write a file: a sentence, or None.
 pub fn writable_by_others(path: &Path) -> Option<String> {
     let meta = std::fs::metadata(path).ok()?;
-    let us = nix::unistd::geteuid().as_raw();
+    let us = rustix::process::geteuid().as_raw();
     let mode = meta.mode() & 0o7777;
     if meta.uid() != 0 && meta.uid() != us {
         return Some(format!("{} belongs to uid {}, not to root", path.display(), meta.uid()));

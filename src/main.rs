@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         return init::main(args);
     }
     // noded's umask is 0077; it must not leak into a guest. Hooks have always run with 022: run-parts set it.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Err(error) = signals::catch() {
         report::error(&error);
         return ExitCode::from(FAILED);

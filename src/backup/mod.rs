@@ -11,7 +11,6 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
-use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::probe;
 use crate::reader::Region;
@@ -43,7 +42,7 @@ const UNPACK: &str = "unpack it first, or pack it as gzip, zstd or xz";
 const TAR_MAGIC: std::ops::Range<usize> = 257..263;
 
 /// What whoever is not root may give a pipe.
-const PIPE_BYTES: i32 = 1 << 20;
+const PIPE_BYTES: usize = 1 << 20;
 
 /// How much of an unknown stream is shown.
 const SHOWN_BYTES: usize = 16;
@@ -76,7 +75,7 @@ pub enum Source {
 /// Gives a pipe more room. With the 64 KiB that it has at first both sides wait for each other all the time; what is no
 /// pipe, or may not grow, goes as well.
 pub fn widen(pipe: impl AsFd) {
-    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
 }
 
 /// Looks at the first bytes of `input`, unpacks what is compressed, and says what it is. An error

@@ -2,7 +2,7 @@
 //! the signals, since the other side may have stopped reading.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use memmap2::{Advice, MmapMut};
-use nix::errno::Errno;
-use nix::fcntl::{SpliceFFlags, vmsplice};
+use rustix::io::Errno;
 
 use super::widen;
 use crate::report;
-use crate::sys::signals;
+use crate::sys::{self, signals};
 
 /// A huge page of most machines: had at once, where 512 small ones would cost more than copying.
 const PIECE_BYTES: usize = 2 << 20;
@@ -73,9 +72,9 @@ impl PipeWriter {
 
     fn give(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match vmsplice(&self.sink, &[IoSlice::new(bytes)], SpliceFFlags::empty()) {
+            match sys::give_pages(&self.sink, bytes) {
                 Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EINTR) => {}
+                Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }

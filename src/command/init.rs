@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{Pid, WaitOptions, umask, wait};
 
 use crate::{report, sys};
 
@@ -110,7 +109,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn run(job: &Job) -> Result<u8> {
     // Nothing that is mounted from here on is seen outside; what the node mounts is still seen here.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
         .context("making the mount namespace private")?;
     mount_proc(Path::new("/proc"))?;
     if let Some(root) = &job.chroot {
@@ -155,28 +154,27 @@ pub fn announced(line: &[u8]) -> Option<usize> {
 }
 
 fn mount_proc(at: &Path) -> Result<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), at, Some("proc"), flags, None::<&str>)
-        .with_context(|| format!("mounting proc on {}", at.display()))
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", at, "proc", flags, None).with_context(|| format!("mounting proc on {}", at.display()))
 }
 
 /// Devices that programs take for granted, as the kernel numbers them (Documentation/admin-guide/devices.txt).
-const DEVICES: [(&str, u64, u64); 6] =
+const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// A /dev in memory with the node of one disk: what looks for disks (grub-probe) finds no other of the node's.
 fn mount_dev(at: &Path, device: &Device) -> Result<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount(Some("dev"), at, Some("tmpfs"), flags, Some("mode=0755,size=1m"))?;
-    let everyone = Mode::from_bits_truncate(0o666);
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("dev", at, "tmpfs", flags, c"mode=0755,size=1m")?;
+    let everyone = Mode::from_raw_mode(0o666);
     umask(Mode::empty());
     for (name, major, minor) in DEVICES {
-        mknod(&at.join(name), SFlag::S_IFCHR, everyone, makedev(major, minor))?;
+        mknodat(CWD, at.join(name), FileType::CharacterDevice, everyone, makedev(major, minor))?;
     }
-    umask(Mode::from_bits_truncate(0o022));
+    umask(Mode::from_raw_mode(0o022));
     let number = std::fs::metadata(&device.node)?.rdev();
     let name = device.node.file_name().context("naming the device")?;
-    mknod(&at.join(name), SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), number)?;
+    mknodat(CWD, at.join(name), FileType::BlockDevice, Mode::from_raw_mode(0o600), number)?;
     std::fs::create_dir_all(at.join("disk/by-uuid"))?;
     symlink(Path::new("../..").join(name), at.join("disk/by-uuid").join(&device.uuid))?;
     for (name, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
@@ -192,22 +190,26 @@ fn run_one(job: &Job, argv: &[OsString]) -> Result<i32> {
     #[allow(clippy::disallowed_methods, reason = "init is the other end of tool/")]
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("clearing the signal mask")?;
+    sys::clear_signal_mask().context("clearing the signal mask")?;
     if let Some(root) = &job.chroot {
         sys::chroot_before_exec(&mut command, root.clone());
     }
     let child = match command.spawn() {
-        Ok(child) => Pid::from_raw(child.id() as i32),
+        Ok(child) => Pid::from_child(&child),
         Err(error) => {
             report::line(&format!("running {}: {error}", program.to_string_lossy()));
             return Ok(127);
         }
     };
     loop {
-        match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == child => return Ok(status),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return Ok(SIGNALLED + signal as i32),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == child => {
+                let signalled = status.terminating_signal().map(|signal| SIGNALLED + signal);
+                if let Some(status) = status.exit_status().or(signalled) {
+                    return Ok(status);
+                }
+            }
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("waiting for a command"),
         }
     }

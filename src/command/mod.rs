@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, anyhow};
-use nix::fcntl::OFlag;
+use rustix::pipe::PipeFlags;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 use pump::{Pump, Tail};
@@ -360,7 +360,7 @@ pub struct Ended {
 
 /// Read end and write end; close-on-exec.
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    nix::unistd::pipe2(OFlag::O_CLOEXEC).context("making a pipe")
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")
 }
 
 /// The package that has a tool, on Debian.

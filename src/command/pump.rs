@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
 
 use crate::report;
 use crate::sys::signals;
@@ -54,7 +55,7 @@ impl Pump {
 
     pub fn until_exit(&mut self, child: &mut Child, each_line: &mut dyn FnMut(&[u8])) -> Result<ExitStatus> {
         for pipe in self.log.iter().chain(&self.out) {
-            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("preparing a pipe")?;
+            fcntl_setfl(pipe, OFlags::NONBLOCK).context("preparing a pipe")?;
         }
         let pid = rustix::process::Pid::from_child(child);
         let exit = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
@@ -79,14 +80,14 @@ impl Pump {
 
     /// Waits until there is something to do; true when the child has ended.
     fn sleep(&self, exit: &OwnedFd) -> Result<bool> {
-        let mut fds = vec![PollFd::new(exit.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::from_borrowed_fd(exit.as_fd(), PollFlags::IN)];
         let pipes = self.log.iter().chain(&self.out).map(|pipe| pipe.as_fd());
-        fds.extend(pipes.chain(signals::wake_fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        fds.extend(pipes.chain(signals::wake_fd()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("waiting for a child's output"),
         }
-        Ok(fds[0].any().unwrap_or(false))
+        Ok(!fds[0].revents().is_empty())
     }
 
     fn drain(&mut self, each_line: &mut dyn FnMut(&[u8])) -> Result<()> {

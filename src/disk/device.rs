@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::libc;
-use rustix::fs::{major, minor};
+use rustix::fs::{OFlags, major, minor};
+use rustix::io::Errno;
 
 use crate::probe::{self, Survey};
 use crate::reader::Region;
@@ -197,9 +197,12 @@ fn medium_of(path: &Path, meta: &std::fs::Metadata) -> Result<Medium> {
 
 /// The kernel grants O_EXCL on a block device to one holder: a mount (in any namespace), md, device-mapper, swap.
 fn refuse_held(path: &Path, rdev: u64) -> Result<()> {
-    let probe = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(path);
+    let probe = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::EXCL | OFlags::NONBLOCK).bits() as i32)
+        .open(path);
     match probe {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
             let by = match holders(rdev) {
                 by if by.is_empty() => super::holders::opened_by(path),
                 by => by,

@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use nix::libc;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::Disk;
 use crate::sys;
@@ -40,7 +41,7 @@ impl<'a> DirectDisk<'a> {
         let again = format!("/proc/self/fd/{}", disk.file.as_raw_fd());
         let direct = match direct_io_is_safe(&disk.file) {
             // A filesystem without direct I/O refuses to open it so.
-            true => File::options().write(true).custom_flags(libc::O_DIRECT).open(again).ok(),
+            true => File::options().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(again).ok(),
             false => None,
         };
         Ok(DirectDisk { disk, direct, refused: AtomicBool::new(false), shares: AtomicBool::new(true) })
@@ -50,7 +51,7 @@ impl<'a> DirectDisk<'a> {
     pub fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         let written = match &self.direct {
             Some(direct) if !self.refused.load(Ordering::Relaxed) => match direct.write_all_at(bytes, at) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                     self.refused.store(true, Ordering::Relaxed);
                     self.disk.file.write_all_at(bytes, at)
                 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::direct::direct_io_is_safe;
@@ -106,7 +106,7 @@ impl LoopDevice {
         let node = self.partition_path(number);
         match sys::blkpg(&self.file, Blkpg::Add, number, start_bytes, size_bytes) {
             Ok(()) => {}
-            Err(Errno::EBUSY | Errno::EEXIST) => {
+            Err(Errno::BUSY | Errno::EXIST) => {
                 let name = format!("loop{}p{number}", self.number);
                 let sectors = |what: &str| self.sysfs(&format!("{name}/{what}"))?.trim().parse::<u64>().ok();
                 let there = (sectors("start"), sectors("size"));
@@ -163,8 +163,8 @@ impl LoopDevice {
         let start = Instant::now();
         loop {
             match sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0) {
-                Ok(()) | Err(Errno::ENXIO) => return Ok(()),
-                Err(Errno::EBUSY) if start.elapsed() < DETACH_TIMEOUT => {
+                Ok(()) | Err(Errno::NXIO) => return Ok(()),
+                Err(Errno::BUSY) if start.elapsed() < DETACH_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {
@@ -231,8 +231,8 @@ fn try_attach(
     };
     match sys::loop_configure(&file, &setup) {
         Ok(()) => {}
-        Err(Errno::EBUSY) => return Ok(None),
-        Err(Errno::EINVAL) if direct_io => {
+        Err(Errno::BUSY) => return Ok(None),
+        Err(Errno::INVAL) if direct_io => {
             drop(file); // and with it the lock
             return try_attach(number, backing, window, flags, false);
         }

@@ -1,13 +1,13 @@
 //! Mounts in a namespace of our own: nobody else sees them, and they go when the process goes, however it ends.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use uuid::Uuid;
 
 use crate::PROGRAM;
@@ -25,7 +25,7 @@ const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 const DUPLICATE_UUID_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// No program, device or suid bit counts.
-const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Whose files a filesystem holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,13 @@ pub enum Trust {
     Trusted { options: &'static str },
     /// Somebody else's: inert.
     Untrusted,
+}
+
+/// Which of the kernel's filesystem drivers mounts, and how.
+struct Driver {
+    name: &'static str,
+    flags: MountFlags,
+    options: &'static str,
 }
 
 /// A private mount namespace with a place to mount things in.
@@ -47,14 +54,14 @@ impl Workspace {
     /// seen by nobody else. Call before any thread exists.
     pub fn enter() -> Result<Workspace> {
         let dir = PathBuf::from("/run").join(PROGRAM);
-        unshare(CloneFlags::CLONE_NEWNS)
+        sys::new_mount_namespace()
             .context("entering a private mount namespace")
             .hint("the program must run as root")?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
             .context("making the mount namespace private")?;
         // Never removed: it is a mount point in the namespaces of other runs, trust mounts would go with it.
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        mount(Some(PROGRAM), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755,size=1m"))
+        mount(PROGRAM, &dir, "tmpfs", MountFlags::empty(), c"mode=0755,size=1m")
             .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
         Ok(Workspace { dir })
     }
@@ -67,24 +74,19 @@ impl Workspace {
     /// Mounts a device that we formatted as `name` in the workspace.
     pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, trust: Trust) -> Result<Root> {
         let (flags, options) = match trust {
-            Trust::Trusted { options } => (MsFlags::empty(), options),
+            Trust::Trusted { options } => (MountFlags::empty(), options),
             Trust::Untrusted => (INERT, ""),
         };
-        self.mount_as(device, filesystem, filesystem.name(), name, flags, options)
+        self.mount_as(device, filesystem, name, Driver { name: filesystem.name(), flags, options })
     }
 
     /// A small tree in memory, named `name` in the workspace; gone when it is dropped.
     pub fn scratch(&self, name: &str, max_bytes: u64) -> Result<Root> {
         let target = self.dir.join(name);
         std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-        mount(
-            Some(PROGRAM),
-            &target,
-            Some("tmpfs"),
-            INERT,
-            Some(format!("mode=0700,size={max_bytes}").as_str()),
-        )
-        .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
+        let options = CString::new(format!("mode=0700,size={max_bytes}"))?;
+        mount(PROGRAM, &target, "tmpfs", INERT, options.as_c_str())
+            .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
         Root::of(target)
     }
 
@@ -95,7 +97,7 @@ impl Workspace {
         if filesystem == Filesystem::Btrfs {
             await_duplicate_uuid(volume)?;
         }
-        let flags = if trust == Trust::Untrusted { INERT } else { MsFlags::empty() };
+        let flags = if trust == Trust::Untrusted { INERT } else { MountFlags::empty() };
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -104,26 +106,19 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        self.mount_as(device, filesystem, driver, name, flags, options)
+        self.mount_as(device, filesystem, name, Driver { name: driver, flags, options })
             .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
     }
 
-    fn mount_as(
-        &self,
-        device: &Path,
-        filesystem: Filesystem,
-        driver: &str,
-        name: &str,
-        flags: MsFlags,
-        options: &str,
-    ) -> Result<Root> {
+    fn mount_as(&self, device: &Path, filesystem: Filesystem, name: &str, driver: Driver) -> Result<Root> {
+        let Driver { name: driver, flags, options } = driver;
         let target = self.dir.join(name);
         std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-        let options = Some(options).filter(|o| !o.is_empty());
-        mount(Some(device), &target, Some(driver), MsFlags::MS_NOATIME | flags, options)
+        let options = CString::new(options)?;
+        mount(device, &target, driver, MountFlags::NOATIME | flags, options.as_c_str())
             .with_context(|| format!("mounting {} as {filesystem}", device.display()))
             .map_err(|error| match report::cause(&error) {
-                Some(Errno::ENODEV) => {
+                Some(&Errno::NODEV) => {
                     let hint = format!("the node's kernel must know the filesystem: modprobe {driver}");
                     report::with_hint(error, hint)
                 }
@@ -203,10 +198,10 @@ impl Root {
         match sys::set_fs_label(mount_point, label) {
             Ok(()) => Ok(()),
             // Before Linux 5.17 ext4 has no such call; its tool writes to a mounted device.
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem.is_ext() => {
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) if filesystem.is_ext() => {
                 Tool::new("tune2fs").args(["-L", label]).arg(device).run()
             }
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem == Filesystem::Btrfs => {
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) if filesystem == Filesystem::Btrfs => {
                 Tool::new("btrfs").args(["filesystem", "label"]).arg(self.path()).arg(label).run()
             }
             Err(error) => Err(error).context("setting the filesystem's label"),
@@ -250,11 +245,11 @@ impl Mount {
     fn unmount(&mut self, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         while self.mounted {
-            match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
+            match unmount(&self.target, UnmountFlags::NOFOLLOW) {
                 // Once more: something may have been mounted over it. EINVAL: it is no mount point any more.
                 Ok(()) => {}
-                Err(Errno::EINVAL) => self.mounted = false,
-                Err(Errno::EBUSY) if start.elapsed() < timeout => {
+                Err(Errno::INVAL) => self.mounted = false,
+                Err(Errno::BUSY) if start.elapsed() < timeout => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {
@@ -272,7 +267,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         if self.mounted {
             // Lazily: the error that brought us here matters more than who still looks.
-            let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = unmount(&self.target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
 }

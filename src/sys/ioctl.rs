@@ -11,9 +11,11 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::io::{Errno, Result};
+
+use super::calls::answer;
 
 /// Flags of a loop device, from linux/loop.h.
 pub mod loop_flags {
@@ -97,10 +99,10 @@ mod raw {
 }
 
 /// The number of a free loop device; the kernel makes one where all are taken.
-pub fn loop_get_free(control: &File) -> nix::Result<u32> {
+pub fn loop_get_free(control: &File) -> Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument.
-    let number = unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) }?;
-    u32::try_from(number).map_err(|_| Errno::EOVERFLOW)
+    let number = answer(unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) })?;
+    u32::try_from(number).map_err(|_| Errno::OVERFLOW)
 }
 
 /// What a loop device is to be given. Sizes in bytes; a limit of 0 means to the end of the backing file.
@@ -113,7 +115,7 @@ pub struct LoopSetup<'a> {
 }
 
 /// LOOP_CONFIGURE: attaches in one step, so that no half-configured device is ever seen.
-pub fn loop_configure(device: &File, setup: &LoopSetup) -> nix::Result<()> {
+pub fn loop_configure(device: &File, setup: &LoopSetup) -> Result<()> {
     // SAFETY: LoopConfig is a C struct of integers, for which all zeroes is a valid value.
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = setup.backing.as_raw_fd() as u32;
@@ -122,15 +124,15 @@ pub fn loop_configure(device: &File, setup: &LoopSetup) -> nix::Result<()> {
     config.info.size_limit_bytes = setup.size_limit_bytes;
     config.info.flags = setup.flags;
     // SAFETY: both descriptors are open for the whole call, and the struct has the kernel's layout.
-    unsafe { raw::loop_configure(device.as_raw_fd(), &config) }.map(drop)
+    answer(unsafe { raw::loop_configure(device.as_raw_fd(), &config) }).map(drop)
 }
 
 /// What is attached to a loop device; ENXIO where nothing is.
-pub fn loop_status(device: &File) -> nix::Result<LoopInfo64> {
+pub fn loop_status(device: &File) -> Result<LoopInfo64> {
     // SAFETY: all zeroes is a valid LoopInfo64 (integers only).
     let mut info: LoopInfo64 = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one loop_info64, which is what `info` is.
-    unsafe { raw::loop_get_status64(device.as_raw_fd(), &mut info) }?;
+    answer(unsafe { raw::loop_get_status64(device.as_raw_fd(), &mut info) })?;
     Ok(info)
 }
 
@@ -142,12 +144,12 @@ pub enum Blkpg {
 }
 
 /// Adds or deletes the kernel's notion of partition `number`, in bytes; nothing is written to the disk.
-pub fn blkpg(disk: &File, op: Blkpg, number: u32, start_bytes: u64, length_bytes: u64) -> nix::Result<()> {
-    let signed = |bytes: u64| i64::try_from(bytes).map_err(|_| Errno::EOVERFLOW);
+pub fn blkpg(disk: &File, op: Blkpg, number: u32, start_bytes: u64, length_bytes: u64) -> Result<()> {
+    let signed = |bytes: u64| i64::try_from(bytes).map_err(|_| Errno::OVERFLOW);
     let mut partition = BlkpgPartition {
         start: signed(start_bytes)?,
         length: signed(length_bytes)?,
-        number: i32::try_from(number).map_err(|_| Errno::EOVERFLOW)?,
+        number: i32::try_from(number).map_err(|_| Errno::OVERFLOW)?,
         device_name: [0; 64],
         volume_name: [0; 64],
     };
@@ -158,34 +160,34 @@ pub fn blkpg(disk: &File, op: Blkpg, number: u32, start_bytes: u64, length_bytes
         data: &mut partition,
     };
     // SAFETY: arg.data points to a blkpg_partition of data_len bytes that lives until the call returns.
-    unsafe { raw::blkpg(disk.as_raw_fd(), &arg) }.map(drop)
+    answer(unsafe { raw::blkpg(disk.as_raw_fd(), &arg) }).map(drop)
 }
 
 /// The size of a block device in bytes.
-pub fn block_size_bytes(device: &File) -> nix::Result<u64> {
+pub fn block_size_bytes(device: &File) -> Result<u64> {
     let mut size: u64 = 0;
     // SAFETY: BLKGETSIZE64 writes one u64.
-    unsafe { raw::blkgetsize64(device.as_raw_fd(), &mut size) }?;
+    answer(unsafe { raw::blkgetsize64(device.as_raw_fd(), &mut size) })?;
     Ok(size)
 }
 
 /// Writes out and drops the page cache of a block device's own path.
-pub fn drop_block_cache(device: &File) -> nix::Result<()> {
+pub fn drop_block_cache(device: &File) -> Result<()> {
     // SAFETY: BLKFLSBUF takes no argument.
-    unsafe { raw::blkflsbuf(device.as_raw_fd()) }.map(drop)
+    answer(unsafe { raw::blkflsbuf(device.as_raw_fd()) }).map(drop)
 }
 
 /// The label of a mounted filesystem, up to its first NUL; ENOTTY where it (or the kernel) has no such call.
-pub fn fs_label(mount_point: &File) -> nix::Result<Vec<u8>> {
+pub fn fs_label(mount_point: &File) -> Result<Vec<u8>> {
     let mut buffer = [0u8; FS_LABEL_MAX];
     // SAFETY: the kernel writes FSLABEL_MAX bytes, which the buffer has.
-    unsafe { raw::fs_ioc_getfslabel(mount_point.as_raw_fd(), &mut buffer) }?;
+    answer(unsafe { raw::fs_ioc_getfslabel(mount_point.as_raw_fd(), &mut buffer) })?;
     Ok(buffer.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
 }
 
 /// Lets `length` bytes of `to` at `at` be those of `from` at `offset`, without copying them (FICLONERANGE); an error where one filesystem does
 /// not hold both, or cannot.
-pub fn clone_range(from: &File, offset: u64, length: u64, to: &File, at: u64) -> nix::Result<()> {
+pub fn clone_range(from: &File, offset: u64, length: u64, to: &File, at: u64) -> Result<()> {
     let range = FileCloneRange {
         source_fd: i64::from(from.as_raw_fd()),
         source_offset: offset,
@@ -193,27 +195,27 @@ pub fn clone_range(from: &File, offset: u64, length: u64, to: &File, at: u64) ->
         destination_offset: at,
     };
     // SAFETY: both descriptors are open for the whole call, and the struct has the kernel's layout.
-    unsafe { raw::ficlonerange(to.as_raw_fd(), &range) }.map(drop)
+    answer(unsafe { raw::ficlonerange(to.as_raw_fd(), &range) }).map(drop)
 }
 
 /// Sets the label of a mounted filesystem; ENOTTY where it (or the kernel) has no such call.
-pub fn set_fs_label(mount_point: &File, label: &str) -> nix::Result<()> {
+pub fn set_fs_label(mount_point: &File, label: &str) -> Result<()> {
     let mut buffer = [0u8; FS_LABEL_MAX];
     if label.len() >= FS_LABEL_MAX {
-        return Err(Errno::EINVAL);
+        return Err(Errno::INVAL);
     }
     buffer[..label.len()].copy_from_slice(label.as_bytes());
     // SAFETY: the kernel reads FSLABEL_MAX bytes, which the buffer has; it is NUL-terminated.
-    unsafe { raw::fs_ioc_setfslabel(mount_point.as_raw_fd(), &buffer) }.map(drop)
+    answer(unsafe { raw::fs_ioc_setfslabel(mount_point.as_raw_fd(), &buffer) }).map(drop)
 }
 
 /// Ends all writing of a mounted filesystem at once, the log included (FS_IOC_SHUTDOWN, NOLOGFLUSH): who still holds
 /// it sees errors. ENOTTY where the filesystem has no such call.
-pub fn shut_down_fs(mount_point: &File) -> nix::Result<()> {
+pub fn shut_down_fs(mount_point: &File) -> Result<()> {
     let mut no_log_flush: u32 = 2;
     // SAFETY: the kernel reads one u32 that lives for the call; the direction in the number says otherwise, as it
     // always did (linux/xfs_fs.h, ext4.h).
-    unsafe { raw::fs_ioc_shutdown(mount_point.as_raw_fd(), &mut no_log_flush) }.map(drop)
+    answer(unsafe { raw::fs_ioc_shutdown(mount_point.as_raw_fd(), &mut no_log_flush) }).map(drop)
 }
 
 /// Marks every descriptor from 3 up close-on-exec, so that none that we inherited reaches a child.
@@ -247,7 +249,7 @@ pub enum Isolation {
 pub fn spawn(command: &mut Command, isolation: Isolation, keep_fd: Option<BorrowedFd>) -> io::Result<Child> {
     let keep_fd = keep_fd.map(|fd| fd.as_raw_fd());
     // Its write end is closed when we die, before our children lose us. getppid says 0 in a new PID namespace.
-    let (life, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let (life, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let (life_fd, ours_fd) = (life.as_raw_fd(), ours.as_raw_fd());
     // SAFETY: the closure runs between fork and exec; it only makes async-signal-safe system calls. It closes the
     // child's copy of a descriptor that the child does not use.
@@ -311,8 +313,8 @@ pub fn chroot_before_exec(command: &mut Command, root: PathBuf) {
     // SAFETY: chroot and chdir are async-signal-safe; the path is made before the fork.
     unsafe {
         command.pre_exec(move || {
-            nix::unistd::chroot(&root)?;
-            nix::unistd::chdir("/")?;
+            rustix::process::chroot(&root)?;
+            rustix::process::chdir("/")?;
             Ok(())
         });
     }

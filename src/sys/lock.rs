@@ -6,11 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use rustix::fs::{FlockOperation, flock, major, minor};
 
-use crate::sys::signals;
+use crate::sys::{self, signals};
 
 /// How often a waiting lock is tried: a caught signal is seen as fast.
 const POLL: Duration = Duration::from_millis(100);
@@ -57,15 +55,8 @@ pub fn exclusive(file: &File, limit: Option<Duration>, mut waiting: impl FnMut(&
 
 /// Whether anybody has a record lock (fcntl) on this file, as QEMU has on the disks of a guest that runs.
 pub fn record_locked(file: &File) -> bool {
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
     // Where a filesystem has no such locks, nobody holds one.
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+    sys::has_record_lock(file).unwrap_or(false)
 }
 
 /// The process that holds a lock on this file: `process 4711 (name)`, as far as /proc/locks tells.

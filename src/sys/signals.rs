@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 struct Watch {
@@ -64,16 +64,16 @@ pub struct Interruptible<R>(pub R);
 
 impl<R: Read + AsFd> Read for Interruptible<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        fds.extend(wake_fd().map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        let mut fds = vec![PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN)];
+        fds.extend(wake_fd().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             // No kind of its own: whoever reads on after ErrorKind::Interrupted would never end.
             check().map_err(io::Error::other)?;
-            if fds[0].any() != Some(false) {
+            if !fds[0].revents().is_empty() {
                 return self.0.read(buffer);
             }
         }

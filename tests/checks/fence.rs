@@ -319,6 +319,23 @@ fn no_modules_import_each_other_in_a_circle() {
     }
 }
 
+/// rustix is the way to the kernel. What it has no safe form of is in one room.
+#[test]
+fn nix_is_used_in_one_room() {
+    let src = project().join("src");
+    for entry in walkdir::WalkDir::new(&src) {
+        let path = entry.unwrap().into_path();
+        if path.extension().is_some_and(|extension| extension == "rs") && !path.starts_with(src.join("sys")) {
+            let code = code_of(&path);
+            let uses = code.match_indices("nix::").any(|(at, _)| {
+                !code[..at]
+                    .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+            });
+            assert!(!uses, "{} uses nix", path.display());
+        }
+    }
+}
+
 /// Sources of a crate that is made up.
 fn made_up(files: &[(&str, &str)]) -> (tempfile::TempDir, Crate) {
     let dir = tempfile::tempdir().unwrap();

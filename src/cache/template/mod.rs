@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
-use nix::libc;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
@@ -84,8 +84,8 @@ impl Template {
     /// Opens one, whatever it was made for; an error where it is none, or damaged.
     pub fn open(path: &Path) -> Result<Template> {
         // Whatever stands there is neither followed nor waited for.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags).open(path);
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
         let index =
             file::read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
