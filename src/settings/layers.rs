@@ -44,10 +44,10 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let mut warnings = Vec::new();
     let mut unresolved = Vec::new();
     let mut source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut unresolved);
-    let mut shell = shell::Evaluated::default();
     let has_shell = legacy.is_some() || source.conf().is_some();
-    if legacy.is_some() || source.conf().is_some() {
-        warnings.extend(legacy.and_then(|path| admin_file::writable_by_others(path)));
+    warnings.extend(legacy.and_then(|path| admin_file::writable_by_others(path)));
+    let mut shell = shell::Evaluated::default();
+    if has_shell {
         let files = shell::Files {
             defaults_file: legacy.map(|p| p.as_path()),
             variant: context.variant.as_ref().map(|v| v.as_str()),
@@ -81,14 +81,7 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
         &parameters(context),
     ]);
     expand(&mut values, &context.places.config_dir);
-    let mut uncertain = BTreeSet::new();
-    if !problems.is_empty() {
-        uncertain.extend(unless_parameters(&values));
-    } else if has_shell && !context.knows_instance() {
-        // What a shell file says may hang on the instance.
-        let legacy = |name: &&str| table::find(name).is_some_and(|key| key.legacy.is_some());
-        uncertain.extend(unless_parameters(&values).filter(legacy));
-    }
+    let uncertain = uncertain(&values, !problems.is_empty(), has_shell && !context.knows_instance());
     let layers = Layers {
         defaults: version,
         defaults_reason,
@@ -98,6 +91,13 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
         warnings,
     };
     Ok(Gathered { layers, defaults, problems, uncertain })
+}
+
+/// The settings that may yet be others: all that no OS parameter decides, where a file is wrong; those that a shell file
+/// may set, where it may look at an instance that is not known.
+fn uncertain(values: &Values, files_are_wrong: bool, shell_may_differ: bool) -> BTreeSet<&'static str> {
+    let in_shell = |name: &str| table::find(name).is_some_and(|key| key.legacy.is_some());
+    unless_parameters(values).filter(|name| files_are_wrong || (shell_may_differ && in_shell(name))).collect()
 }
 
 /// The settings that an instance's OS parameters do not decide.

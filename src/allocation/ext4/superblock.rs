@@ -214,6 +214,41 @@ pub fn is_summed(bytes: &[u8; BYTES]) -> bool {
     le32(bytes, 0x64) & METADATA_CHECKSUMS != 0
 }
 
+/// The features that a superblock says the filesystem has.
+struct Features {
+    compatible: u32,
+    incompatible: u32,
+    read_only: u32,
+}
+
+impl Features {
+    fn read(bytes: &[u8]) -> Parsed<Features> {
+        let (compatible, incompatible, read_only) = (le32(bytes, 0x5c), le32(bytes, 0x60), le32(bytes, 0x64));
+        let unknown = [compatible & !COMPATIBLE, incompatible & !INCOMPATIBLE, read_only & !READ_ONLY];
+        if unknown != [0; 3] {
+            let [compatible, incompatible, read_only] = unknown;
+            return give_up(format!(
+                "it has features that are not known here (compat {compatible:#x}, incompat {incompatible:#x}, \
+                 ro_compat {read_only:#x})"
+            ));
+        }
+        Ok(Features { compatible, incompatible, read_only })
+    }
+
+    fn has_journal(&self) -> bool {
+        self.compatible & HAS_JOURNAL != 0
+    }
+
+    fn needs_recovery(&self) -> bool {
+        self.incompatible & NEEDS_RECOVERY != 0
+    }
+
+    /// Whether block numbers have 64 bits.
+    fn is_wide(&self) -> bool {
+        self.incompatible & WIDE != 0
+    }
+}
+
 fn parse(bytes: &[u8], size_bytes: u64) -> Parsed<Superblock> {
     if le16(bytes, 0x38) != 0xef53 {
         return give_up("it has no superblock");
@@ -221,115 +256,16 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Parsed<Superblock> {
     if le32(bytes, 0x4c) != 1 {
         return give_up(format!("it is of revision {}; known is 1", le32(bytes, 0x4c)));
     }
-    let (compatible, incompatible, read_only) = (le32(bytes, 0x5c), le32(bytes, 0x60), le32(bytes, 0x64));
-    let unknown = [compatible & !COMPATIBLE, incompatible & !INCOMPATIBLE, read_only & !READ_ONLY];
-    if unknown != [0; 3] {
-        let [compatible, incompatible, read_only] = unknown;
-        return give_up(format!(
-            "it has features that are not known here (compat {compatible:#x}, incompat {incompatible:#x}, \
-             ro_compat {read_only:#x})"
-        ));
-    }
+    let features = Features::read(bytes)?;
     let uuid: [u8; 16] = std::array::from_fn(|at| bytes[0x68 + at]);
-    let checksums = if read_only & METADATA_CHECKSUMS != 0 {
-        if bytes[0x175] != 1 || Crc32c::start().and(&bytes[..OWN_SUM]).value() != le32(bytes, OWN_SUM) {
-            return give_up("its superblock does not match its checksum");
-        }
-        Checksums::All(match incompatible & CHECKSUM_SEED {
-            0 => Crc32c::start().and(&uuid),
-            _ => Crc32c::from_seed(le32(bytes, 0x270)),
-        })
-    } else if read_only & GROUP_CRC16 != 0 {
-        Checksums::Descriptors
-    } else {
-        Checksums::None
-    };
-
-    let has_journal = compatible & HAS_JOURNAL != 0;
-    let state = le16(bytes, 0x3a);
-    if state & ERRORS != 0 {
-        return give_up("it is marked as one with errors");
-    }
-    if state & VALID == 0 {
-        return give_up("it was not unmounted cleanly, and no journal knows what was going on");
-    }
-    if has_journal && (le32(bytes, 0xe0) != JOURNAL_INODE || le32(bytes, 0xe4) != 0) {
-        return give_up("its journal lies elsewhere");
-    }
-    if !has_journal && incompatible & NEEDS_RECOVERY != 0 {
-        return give_up("it wants a journal to be replayed, and has none");
-    }
-
-    let block_shift = le32(bytes, 0x18);
-    let cluster_shift = le32(bytes, 0x1c);
-    if block_shift > 6 {
-        return give_up("the size of its blocks is beyond 64 KiB");
-    }
-    let block_bytes = 1024u64 << block_shift;
-    let bigalloc = read_only & BIGALLOC != 0;
-    let shifts_fit = if bigalloc {
-        cluster_shift >= block_shift && cluster_shift <= 20
-    } else {
-        cluster_shift == block_shift
-    };
-    if !shifts_fit {
-        return give_up("the size of its clusters does not fit that of its blocks");
-    }
-    let blocks_per_cluster = 1u64 << (cluster_shift - block_shift);
-    let first_block = u64::from(le32(bytes, 0x14));
-    if first_block != u64::from(block_bytes == 1024 && !bigalloc) {
-        return give_up(format!("its first block is {first_block}"));
-    }
-    let wide = incompatible & WIDE != 0;
-    let high = |at| if wide { le32(bytes, at) } else { 0 };
-    let blocks = joined(high(0x150), le32(bytes, 0x4));
-    if blocks <= first_block || blocks.checked_mul(block_bytes).is_none_or(|end| end > size_bytes) {
-        return give_up(format!(
-            "it claims {blocks} blocks of {block_bytes} bytes, and {size_bytes} bytes are there"
-        ));
-    }
-
-    let blocks_per_group = u64::from(le32(bytes, 0x20));
-    let clusters_per_group = u64::from(le32(bytes, 0x24));
-    if blocks_per_group < GROUP_BLOCKS_MIN
-        || clusters_per_group % 8 != 0
-        || clusters_per_group > 8 * block_bytes
-        || clusters_per_group * blocks_per_cluster != blocks_per_group
-    {
-        return give_up(format!(
-            "its groups are of {blocks_per_group} blocks, {clusters_per_group} clusters"
-        ));
-    }
-    let groups = (blocks - first_block).div_ceil(blocks_per_group);
-    if groups > u64::from(u32::MAX) {
-        return give_up(format!("it claims {groups} groups"));
-    }
-    let inodes_per_group = u64::from(le32(bytes, 0x28));
-    let inode_bytes = u64::from(le16(bytes, 0x58));
-    if inodes_per_group == 0
-        || inodes_per_group > 8 * block_bytes
-        || inodes_per_group.checked_mul(groups) != Some(u64::from(le32(bytes, 0x0)))
-        || !inode_bytes.is_power_of_two()
-        || !(128..=block_bytes).contains(&inode_bytes)
-    {
-        return give_up(format!("its groups have {inodes_per_group} inodes of {inode_bytes} bytes"));
-    }
-    let descriptor_bytes = if wide { usize::from(le16(bytes, 0xfe)) } else { 32 };
-    if !descriptor_bytes.is_power_of_two() || descriptor_bytes > 1024 || (wide && descriptor_bytes < 64) {
-        return give_up(format!("its group descriptors are of {descriptor_bytes} bytes"));
-    }
-    let reserved_descriptor_blocks = u64::from(le16(bytes, 0xce));
-    if reserved_descriptor_blocks > block_bytes / 4 {
-        return give_up(format!("it keeps {reserved_descriptor_blocks} blocks for more group descriptors"));
-    }
-    let first_meta = (incompatible & META_BG != 0).then(|| u64::from(le32(bytes, 0x104)));
-    let copies = if compatible & SPARSE_SUPER2 != 0 {
-        Copies::Two([le32(bytes, 0x24c), le32(bytes, 0x250)])
-    } else if read_only & SPARSE_SUPER != 0 {
-        Copies::Sparse
-    } else {
-        Copies::All
-    };
+    let checksums = read_checksums(bytes, &features, &uuid)?;
+    refuse_state(bytes, &features)?;
+    let Sizes { block_bytes, first_block, blocks, blocks_per_cluster } =
+        read_sizes(bytes, &features, size_bytes)?;
+    let Groups { clusters_per_group, blocks_per_group, groups, inode_bytes, inodes_per_group } =
+        read_groups(bytes, block_bytes, blocks - first_block, blocks_per_cluster)?;
+    let (descriptor_bytes, reserved_descriptor_blocks) = read_descriptors(bytes, &features, block_bytes)?;
+    let first_meta = (features.incompatible & META_BG != 0).then(|| u64::from(le32(bytes, 0x104)));
     let superblock = Superblock {
         block_bytes,
         first_block,
@@ -343,16 +279,146 @@ fn parse(bytes: &[u8], size_bytes: u64) -> Parsed<Superblock> {
         descriptor_bytes,
         checksums,
         uuid,
-        has_journal,
-        needs_recovery: incompatible & NEEDS_RECOVERY != 0,
-        flexible: incompatible & FLEX_BG != 0,
-        seed_is_kept: incompatible & CHECKSUM_SEED != 0,
+        has_journal: features.has_journal(),
+        needs_recovery: features.needs_recovery(),
+        flexible: features.incompatible & FLEX_BG != 0,
+        seed_is_kept: features.incompatible & CHECKSUM_SEED != 0,
         first_meta,
         reserved_descriptor_blocks,
-        copies,
+        copies: read_copies(bytes, &features),
     };
     if first_meta.is_some_and(|first| first > superblock.descriptor_blocks()) {
         return give_up("its first block of group descriptors within groups lies beyond the last one");
     }
     Ok(superblock)
+}
+
+fn read_checksums(bytes: &[u8], features: &Features, uuid: &[u8; 16]) -> Parsed<Checksums> {
+    if features.read_only & METADATA_CHECKSUMS != 0 {
+        if bytes[0x175] != 1 || Crc32c::start().and(&bytes[..OWN_SUM]).value() != le32(bytes, OWN_SUM) {
+            return give_up("its superblock does not match its checksum");
+        }
+        return Ok(Checksums::All(match features.incompatible & CHECKSUM_SEED {
+            0 => Crc32c::start().and(uuid),
+            _ => Crc32c::from_seed(le32(bytes, 0x270)),
+        }));
+    }
+    let only_descriptors = features.read_only & GROUP_CRC16 != 0;
+    Ok(if only_descriptors { Checksums::Descriptors } else { Checksums::None })
+}
+
+/// Refuses a filesystem of which the maps need not be right.
+fn refuse_state(bytes: &[u8], features: &Features) -> Parsed<()> {
+    let state = le16(bytes, 0x3a);
+    if state & ERRORS != 0 {
+        return give_up("it is marked as one with errors");
+    }
+    if state & VALID == 0 {
+        return give_up("it was not unmounted cleanly, and no journal knows what was going on");
+    }
+    if features.has_journal() && (le32(bytes, 0xe0) != JOURNAL_INODE || le32(bytes, 0xe4) != 0) {
+        return give_up("its journal lies elsewhere");
+    }
+    if !features.has_journal() && features.needs_recovery() {
+        return give_up("it wants a journal to be replayed, and has none");
+    }
+    Ok(())
+}
+
+struct Sizes {
+    block_bytes: u64,
+    first_block: u64,
+    blocks: u64,
+    blocks_per_cluster: u64,
+}
+
+fn read_sizes(bytes: &[u8], features: &Features, size_bytes: u64) -> Parsed<Sizes> {
+    let (block_shift, cluster_shift) = (le32(bytes, 0x18), le32(bytes, 0x1c));
+    if block_shift > 6 {
+        return give_up("the size of its blocks is beyond 64 KiB");
+    }
+    let block_bytes = 1024u64 << block_shift;
+    let bigalloc = features.read_only & BIGALLOC != 0;
+    let shifts_fit = if bigalloc {
+        cluster_shift >= block_shift && cluster_shift <= 20
+    } else {
+        cluster_shift == block_shift
+    };
+    if !shifts_fit {
+        return give_up("the size of its clusters does not fit that of its blocks");
+    }
+    let first_block = u64::from(le32(bytes, 0x14));
+    if first_block != u64::from(block_bytes == 1024 && !bigalloc) {
+        return give_up(format!("its first block is {first_block}"));
+    }
+    let high = if features.is_wide() { le32(bytes, 0x150) } else { 0 };
+    let blocks = joined(high, le32(bytes, 0x4));
+    if blocks <= first_block || blocks.checked_mul(block_bytes).is_none_or(|end| end > size_bytes) {
+        return give_up(format!(
+            "it claims {blocks} blocks of {block_bytes} bytes, and {size_bytes} bytes are there"
+        ));
+    }
+    Ok(Sizes { block_bytes, first_block, blocks, blocks_per_cluster: 1 << (cluster_shift - block_shift) })
+}
+
+struct Groups {
+    clusters_per_group: u64,
+    blocks_per_group: u64,
+    groups: u64,
+    inode_bytes: u64,
+    inodes_per_group: u64,
+}
+
+/// `blocks` from the first group's start to the end.
+fn read_groups(bytes: &[u8], block_bytes: u64, blocks: u64, blocks_per_cluster: u64) -> Parsed<Groups> {
+    let blocks_per_group = u64::from(le32(bytes, 0x20));
+    let clusters_per_group = u64::from(le32(bytes, 0x24));
+    if blocks_per_group < GROUP_BLOCKS_MIN
+        || clusters_per_group % 8 != 0
+        || clusters_per_group > 8 * block_bytes
+        || clusters_per_group * blocks_per_cluster != blocks_per_group
+    {
+        return give_up(format!(
+            "its groups are of {blocks_per_group} blocks, {clusters_per_group} clusters"
+        ));
+    }
+    let groups = blocks.div_ceil(blocks_per_group);
+    if groups > u64::from(u32::MAX) {
+        return give_up(format!("it claims {groups} groups"));
+    }
+    let inodes_per_group = u64::from(le32(bytes, 0x28));
+    let inode_bytes = u64::from(le16(bytes, 0x58));
+    if inodes_per_group == 0
+        || inodes_per_group > 8 * block_bytes
+        || inodes_per_group.checked_mul(groups) != Some(u64::from(le32(bytes, 0x0)))
+        || !inode_bytes.is_power_of_two()
+        || !(128..=block_bytes).contains(&inode_bytes)
+    {
+        return give_up(format!("its groups have {inodes_per_group} inodes of {inode_bytes} bytes"));
+    }
+    Ok(Groups { clusters_per_group, blocks_per_group, groups, inode_bytes, inodes_per_group })
+}
+
+/// Bytes of a group descriptor, and blocks that are kept for more of them.
+fn read_descriptors(bytes: &[u8], features: &Features, block_bytes: u64) -> Parsed<(usize, u64)> {
+    let wide = features.is_wide();
+    let descriptor_bytes = if wide { usize::from(le16(bytes, 0xfe)) } else { 32 };
+    if !descriptor_bytes.is_power_of_two() || descriptor_bytes > 1024 || (wide && descriptor_bytes < 64) {
+        return give_up(format!("its group descriptors are of {descriptor_bytes} bytes"));
+    }
+    let reserved_blocks = u64::from(le16(bytes, 0xce));
+    if reserved_blocks > block_bytes / 4 {
+        return give_up(format!("it keeps {reserved_blocks} blocks for more group descriptors"));
+    }
+    Ok((descriptor_bytes, reserved_blocks))
+}
+
+fn read_copies(bytes: &[u8], features: &Features) -> Copies {
+    if features.compatible & SPARSE_SUPER2 != 0 {
+        Copies::Two([le32(bytes, 0x24c), le32(bytes, 0x250)])
+    } else if features.read_only & SPARSE_SUPER != 0 {
+        Copies::Sparse
+    } else {
+        Copies::All
+    }
 }
