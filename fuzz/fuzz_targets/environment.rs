@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
-use ganeti_instance_debootstrap::plan::{DiskFacts, Plan, TreeSource};
+use ganeti_instance_debootstrap::plan::{DiskFacts, Inputs, Plan, TreeSource};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::Settings;
 use libfuzzer_sys::fuzz_target;
@@ -61,7 +61,8 @@ fn understood(verb: Verb, request: Request) {
     let full = instance.name.full();
     assert!(!full.is_empty() && full.len() <= 253 && !full.contains(['/', '\0', '\n', ' ', '\'']));
     let disk = DiskFacts { size_bytes: 8 << 30, medium: Medium::Block };
-    match Plan::for_create(&request.context, &instance, plain_settings(), disk, TreeSource::Recipe) {
+    let inputs = Inputs { context: &request.context, instance: &instance, settings: plain_settings() };
+    match Plan::for_create(inputs, disk, TreeSource::Recipe) {
         Ok(plan) => assert!(plan.to_string().contains(full)),
         Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
     }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
 use ganeti_instance_debootstrap::filesystem::PartitionStyle;
-use ganeti_instance_debootstrap::plan::{DiskFacts, Plan, TreeSource};
+use ganeti_instance_debootstrap::plan::{DiskFacts, Inputs, Plan, TreeSource};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Instance, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::{Settings, show};
 use ganeti_instance_debootstrap::settings::table::KEYS;
@@ -90,9 +90,10 @@ fn request(
 
 /// Every layout lies on its disk, in order, where it may begin.
 fn plan(request: &Request, instance: &Instance, settings: &Settings) {
+    let inputs = Inputs { context: &request.context, instance, settings };
     for size_bytes in [1 << 29, (4 << 30) + 512, (2 << 40) - 512, 3 << 40] {
         let disk = DiskFacts { size_bytes, medium: Medium::File };
-        let plan = Plan::for_create(&request.context, instance, settings, disk, TreeSource::Recipe);
+        let plan = Plan::for_create(inputs, disk, TreeSource::Recipe);
         let Ok(plan) = plan else { continue };
         let mut free_from = 1;
         for partition in &plan.layout.partitions {

@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::Inputs;
 use crate::command;
-use crate::request::{Context, Instance};
+use crate::request::Context;
 use crate::settings::Settings;
 use crate::settings::table::KEYS;
 
@@ -25,13 +26,14 @@ pub struct HookPlan {
 }
 
 impl HookPlan {
-    pub(super) fn new(context: &Context, instance: &Instance, settings: &Settings) -> HookPlan {
+    pub(super) fn new(inputs: Inputs<'_>) -> HookPlan {
+        let Inputs { context, settings, .. } = inputs;
         HookPlan {
             dir: settings.customize_dir.clone(),
             fail_fast: settings.hooks_fail_fast,
             namespace: settings.hooks_namespace,
             environment: environment(context, settings),
-            shell_settings: shell_settings(context, instance, settings),
+            shell_settings: shell_settings(inputs),
             cwd: context.places.os_dir.clone(),
         }
     }
@@ -53,7 +55,8 @@ fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsStrin
     env.into_iter().collect()
 }
 
-fn shell_settings(context: &Context, instance: &Instance, settings: &Settings) -> String {
+fn shell_settings(inputs: Inputs<'_>) -> String {
+    let Inputs { context, instance, settings } = inputs;
     let mut text = settings.layers.shell_state.clone();
     for key in KEYS {
         if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {

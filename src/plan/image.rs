@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{DiskFacts, HookPlan, OnFailure, disk_path, guest_config, root_disk};
+use super::{DiskFacts, HookPlan, Inputs, OnFailure, disk_path, guest_config, root_disk};
 use crate::guest::GuestConfig;
-use crate::request::{Context, Instance};
-use crate::settings::{Identity, Settings};
+use crate::settings::Identity;
 
 /// Everything that create will do with an image.
 #[derive(Debug, Clone)]
@@ -28,19 +27,14 @@ pub struct ImagePlan {
 
 impl ImagePlan {
     /// Decides. Errors are refusals: nothing has been touched.
-    pub fn new(
-        context: &Context,
-        instance: &Instance,
-        settings: &Settings,
-        disk: DiskFacts,
-        source: &str,
-    ) -> Result<ImagePlan> {
+    pub fn new(inputs: Inputs<'_>, disk: DiskFacts, source: &str) -> Result<ImagePlan> {
+        let Inputs { instance, settings, .. } = inputs;
         Ok(ImagePlan {
             disk_path: disk_path(&root_disk(instance)?.address)?,
             disk,
             source: source.to_owned(),
             guest_config: guest_config(instance, settings, settings.network, false)?,
-            hooks: HookPlan::new(context, instance, settings),
+            hooks: HookPlan::new(inputs),
             new_identity: settings.import_identity == Identity::New,
             many_disks: instance.disks.len() > 1,
             on_failure: OnFailure::of(settings),

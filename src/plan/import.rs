@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{DiskFacts, OnFailure, Plan, SwapPlan};
+use super::{DiskFacts, Inputs, OnFailure, Plan, SwapPlan};
 use crate::disk::Medium;
 use crate::partition_table::layout::Role;
 use crate::report::{self, size};
-use crate::request::{Context, Instance, InstanceName};
-use crate::settings::{Identity, Settings};
+use crate::request::InstanceName;
+use crate::settings::Identity;
 
 /// Everything that import will do.
 #[derive(Debug)]
@@ -31,13 +31,8 @@ pub struct ImportPlan {
 
 impl ImportPlan {
     /// Decides. Nothing has been touched.
-    pub fn new(
-        context: &Context,
-        instance: &Instance,
-        settings: &Settings,
-        (path, disk): (&Path, DiskFacts),
-        index: usize,
-    ) -> ImportPlan {
+    pub fn new(inputs: Inputs<'_>, (path, disk): (&Path, DiskFacts), index: usize) -> ImportPlan {
+        let Inputs { instance, settings, .. } = inputs;
         ImportPlan {
             name: instance.name.clone(),
             index,
@@ -46,7 +41,7 @@ impl ImportPlan {
             new_identity: settings.import_identity == Identity::New,
             many_disks: instance.disks.len() > 1,
             on_failure: OnFailure::of(settings),
-            tree: Plan::for_import(context, instance, settings, (path, disk), index),
+            tree: Plan::for_import(inputs, (path, disk), index),
         }
     }
 }

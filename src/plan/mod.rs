@@ -31,6 +31,14 @@ use crate::request::{self, Context, DiskAddress, Instance};
 use crate::settings::conflicts::Conflict;
 use crate::settings::{Problems, Settings};
 
+/// What a plan is made from, beside the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub context: &'a Context,
+    pub instance: &'a Instance,
+    pub settings: &'a Settings,
+}
+
 /// What is known of the disk before the plan is made.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskFacts {
@@ -103,13 +111,8 @@ struct Choices {
 
 impl Plan {
     /// Decides for a new instance. Errors are refusals: nothing has been touched.
-    pub fn for_create(
-        context: &Context,
-        instance: &Instance,
-        settings: &Settings,
-        disk: DiskFacts,
-        source: TreeSource,
-    ) -> Result<Plan> {
+    pub fn for_create(inputs: Inputs<'_>, disk: DiskFacts, source: TreeSource) -> Result<Plan> {
+        let Inputs { instance, settings, .. } = inputs;
         let choices = Choices {
             disk_path: disk_path(&root_disk(instance)?.address)?,
             disk,
@@ -118,20 +121,15 @@ impl Plan {
             boot: boot::of_instance(instance, settings)?,
             swap: SwapPlan::of_instance(instance, settings)?,
             network: settings.network,
-            hooks: HookPlan::new(context, instance, settings),
+            hooks: HookPlan::new(inputs),
         };
-        Plan::new(context, instance, settings, choices)
+        Plan::new(inputs, choices)
     }
 
     /// Decides for disk `index` of an instance, of a stream that is a tree. The network's files are in the backup, and a rename
     /// gives them new NICs; no hook runs; only the first disk has a loader or swap.
-    pub fn for_import(
-        context: &Context,
-        instance: &Instance,
-        settings: &Settings,
-        (path, disk): (&Path, DiskFacts),
-        index: usize,
-    ) -> Result<Plan> {
+    pub fn for_import(inputs: Inputs<'_>, (path, disk): (&Path, DiskFacts), index: usize) -> Result<Plan> {
+        let Inputs { instance, settings, .. } = inputs;
         if let Some(disk) = instance.disks.get(index) {
             refuse_read_only(disk, index)?;
         }
@@ -146,10 +144,11 @@ impl Plan {
             network: Mode::Manual,
             hooks: HookPlan::default(),
         };
-        Plan::new(context, instance, settings, choices)
+        Plan::new(inputs, choices)
     }
 
-    fn new(context: &Context, instance: &Instance, settings: &Settings, choices: Choices) -> Result<Plan> {
+    fn new(inputs: Inputs<'_>, choices: Choices) -> Result<Plan> {
+        let Inputs { context, instance, settings } = inputs;
         let Choices { disk_path, disk, purpose, source, boot, swap, network, hooks } = choices;
         let requirements = Requirements {
             alignment_sectors: settings.partition_alignment_sectors,

@@ -14,7 +14,7 @@ use crate::disk::Medium;
 use crate::guest::Workspace;
 use crate::install::base_tree::{self, Freshness};
 use crate::install::template;
-use crate::plan::{BasePlan, DiskFacts, Plan, TreeSource, boot_plan};
+use crate::plan::{BasePlan, DiskFacts, Inputs, Plan, TreeSource, boot_plan};
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
@@ -57,7 +57,8 @@ fn disk_plan(env: &Env, variant: Option<&str>, size_bytes: u64) -> Result<Plan> 
     let mut settings = Settings::load(&context, "cache")?;
     settings.generate_cache = true;
     let facts = DiskFacts { size_bytes, medium: Medium::File };
-    Plan::for_create(&context, &instance, &settings, facts, TreeSource::Recipe)
+    let inputs = Inputs { context: &context, instance: &instance, settings: &settings };
+    Plan::for_create(inputs, facts, TreeSource::Recipe)
 }
 
 /// The template for the disk of a plan.

@@ -12,7 +12,7 @@ use crate::cli::{Format, ImageArgs};
 use crate::command::{self, Tool};
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
-use crate::plan::DiskFacts;
+use crate::plan::{DiskFacts, Inputs};
 use crate::report::{self, WithHint};
 use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::Settings;
@@ -40,16 +40,17 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };
     let (context, instance) = request(&wanted, &env)?;
     let settings = Settings::load(&context, "create")?;
+    let inputs = Inputs { context: &context, instance: &instance, settings: &settings };
     if args.dry_run {
         let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
-        return create::show(&context, &instance, &settings, facts);
+        return create::show(inputs, facts);
     }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;
     let file = tmpfile::create(dir)?;
     file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
     let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
-    create::on_disk(&context, &instance, &settings, &disk, &workspace)?;
+    create::on_disk(inputs, &disk, &workspace)?;
     publish(args, &file, dir)?;
     report::line(&format!("{:>10}  {}", "image", args.output.display()));
     Ok(Outcome::Done)

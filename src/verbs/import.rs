@@ -11,7 +11,7 @@ use super::{Outcome, answer, warn};
 use crate::backup::{self, Source};
 use crate::disk::Disk;
 use crate::guest::Workspace;
-use crate::plan::{DiskFacts, ImportPlan, disk_path};
+use crate::plan::{DiskFacts, ImportPlan, Inputs, disk_path};
 use crate::report::{self, WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
 use crate::restore::tree::{self, TreeBackup};
@@ -28,8 +28,9 @@ pub fn import(
     dry_run: bool,
 ) -> Result<Outcome> {
     let settings = Settings::load(context, "import")?;
+    let inputs = Inputs { context, instance, settings: &settings };
     let disk = Disk::open(&disk_path(address)?)?;
-    let plan = ImportPlan::new(context, instance, &settings, (&disk.path, DiskFacts::of(&disk)), index);
+    let plan = ImportPlan::new(inputs, (&disk.path, DiskFacts::of(&disk)), index);
     if dry_run {
         answer(&plan.to_string())?;
         return Ok(Outcome::Done);
