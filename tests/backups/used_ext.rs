@@ -396,6 +396,10 @@ fn stopped_dead(
             scope.spawn(move || write_until_it_fails(path, worker, synced));
         }
         std::thread::sleep(after);
+        // A disk that others keep busy may take longer.
+        while synced.lock().unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let durable = synced.lock().unwrap().clone();
         sys::shut_down_fs(&root).unwrap();
         durable
