@@ -24,7 +24,7 @@ use crate::sys::lock;
 pub use base_tar::{BaseTar, Origin, digest_of};
 pub use manifest::Manifest;
 pub use publish::{Compression, NewBase};
-pub use template::{BlockRuns, Chunk, PIECE_BYTES, Template, TemplateEntry, TemplateSpec};
+pub use template::{BlockRuns, Chunk, NewTemplate, PIECE_BYTES, Template, TemplateEntry, TemplateSpec};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

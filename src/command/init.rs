@@ -187,7 +187,7 @@ fn mount_dev(at: &Path, device: &Device) -> Result<()> {
 /// Runs one command and reaps everything that ends meanwhile. [`SIGNALLED`] + N for signal N, 127 where it cannot start.
 fn run_one(job: &Job, argv: &[OsString]) -> Result<i32> {
     let Some((program, arguments)) = argv.split_first() else { bail!("an empty command") };
-    #[allow(clippy::disallowed_methods, reason = "init is the other end of tool/")]
+    #[allow(clippy::disallowed_methods, reason = "init is the other end of command/")]
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     sys::clear_signal_mask().context("clearing the signal mask")?;

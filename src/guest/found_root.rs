@@ -79,7 +79,8 @@ impl GuestRoot {
                 break;
             }
             // Nothing else can be the root where this fails: partition 1 is damaged, and a data disk would be taken for it.
-            let (mut root, device) = mount(disk, workspace, &parts, part, volume, trust)
+            let (mut root, device) = Seen { disk, workspace, parts: &parts, trust }
+                .mount(part, volume)
                 .with_context(|| format!("reading {part}"))?;
             match tree_of(&root)? {
                 Some((tree, subvolume)) => {
@@ -154,29 +155,33 @@ impl GuestRoot {
     }
 }
 
-/// A stranger's disk is attached part by part; of one of ours the kernel may see the partitions.
-fn mount(
-    disk: &Disk,
-    workspace: &Workspace,
-    parts: &[Part],
-    part: &Part,
-    volume: Volume,
+/// A disk that a root is sought on.
+struct Seen<'a> {
+    disk: &'a Disk,
+    workspace: &'a Workspace,
+    parts: &'a [Part],
     trust: Trust,
-) -> Result<(Root, LoopDevice)> {
-    if trust == Trust::Untrusted {
-        let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
-        let root = workspace.mount_found(&device.path(), volume, "guest", trust)?;
-        return Ok((root, device));
-    }
-    let mut device = LoopDevice::attach(disk)?;
-    for part in parts {
-        if let Some(number) = part.number {
-            device.add_partition(number, part.start_bytes, part.size_bytes)?;
+}
+
+impl Seen<'_> {
+    /// A stranger's disk is attached part by part; of one of ours the kernel may see the partitions.
+    fn mount(&self, part: &Part, volume: Volume) -> Result<(Root, LoopDevice)> {
+        let Seen { disk, workspace, parts, trust } = *self;
+        if trust == Trust::Untrusted {
+            let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
+            let root = workspace.mount_found(&device.path(), volume, "guest", trust)?;
+            return Ok((root, device));
         }
+        let mut device = LoopDevice::attach(disk)?;
+        for part in parts {
+            if let Some(number) = part.number {
+                device.add_partition(number, part.start_bytes, part.size_bytes)?;
+            }
+        }
+        let node = part.number.map_or_else(|| device.path(), |number| device.partition_path(number));
+        let root = workspace.mount_found(&node, volume, "target", trust)?;
+        Ok((root, device))
     }
-    let node = part.number.map_or_else(|| device.path(), |number| device.partition_path(number));
-    let root = workspace.mount_found(&node, volume, "target", trust)?;
-    Ok((root, device))
 }
 
 /// The tree that has an /etc: the top, or the subvolume that installers make; and its path.

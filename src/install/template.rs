@@ -12,7 +12,7 @@ use super::base_tree::free_bytes;
 use super::unpack::unpack;
 use crate::allocation;
 use crate::allocation::ext4::identity;
-use crate::cache::{BaseTar, BlockRuns, Origin, Store, Template, TemplateSpec};
+use crate::cache::{BaseTar, BlockRuns, NewTemplate, Origin, Store, Template, TemplateSpec};
 use crate::command::Tool;
 use crate::disk::{Disk, Format, LoopDevice, make_filesystem, maker_of_ext};
 use crate::filesystem::{Filesystem, KernelVersion};
@@ -149,7 +149,8 @@ fn made(
     Tool::new("e2fsck").args(["-f", "-p"]).arg(device.path()).quiet().run()?;
     device.finish()?;
     let runs = runs_of(&scratch, store, spec)?;
-    store.publish_template(origin, spec, runs, &scratch, pieces.into_files())
+    let files = pieces.into_files();
+    store.publish_template(NewTemplate { origin, spec, runs, filesystem: &scratch, files })
 }
 
 /// What of the filesystem in `file` is to be copied; the log of its journal, which means nothing any more, becomes zeros.

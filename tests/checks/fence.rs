@@ -190,7 +190,7 @@ fn child(module: &[String], name: &str) -> Module {
     [module, &[name.to_owned()]].concat()
 }
 
-/// `disk/used/mod.rs` and `disk/used.rs` are disk::used; lib.rs and main.rs of a binary are the root.
+/// `disk/esp/mod.rs` and `disk/esp.rs` are disk::esp; lib.rs and main.rs of a binary are the root.
 fn module_of(dir: &Path, file: &Path) -> Module {
     let mut module: Module = file
         .strip_prefix(dir)

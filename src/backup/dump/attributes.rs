@@ -121,7 +121,7 @@ fn acl(disk: &[u8]) -> Result<Vec<u8>> {
 mod tests {
     use super::{INODE_MAGIC, acl, parse};
 
-    fn block(name: &[u8], index: u8, offset: u16, foreign: u32, size: u32, value: &[u8]) -> Vec<u8> {
+    fn block(name: &[u8], index: u8, (offset, size): (u16, u32), foreign: u32, value: &[u8]) -> Vec<u8> {
         let mut block = INODE_MAGIC.to_le_bytes().to_vec();
         block.extend([name.len() as u8, index]);
         block.extend(offset.to_le_bytes());
@@ -134,17 +134,17 @@ mod tests {
 
     #[test]
     fn names_and_values_are_read_and_what_lies_is_refused() {
-        let good = parse(&block(b"cap", 6, 60, 0, 5, b"value")).unwrap();
+        let good = parse(&block(b"cap", 6, (60, 5), 0, b"value")).unwrap();
         assert_eq!(good, [(b"security.cap".to_vec(), b"value".to_vec())]);
         let cases = [
-            (block(b"x", 1, 60, 0, 6, b"value"), "lies outside"),
-            (block(b"x", 1, u16::MAX, 0, u32::MAX, b"value"), "lies outside"),
-            (block(b"x", 1, 0, 12, 0, b""), "inode 12"),
-            (block(b"x\0y", 1, 0, 0, 0, b""), "has a NUL"),
-            (block(b"", 1, 0, 0, 0, b""), "not supported"),
-            (block(b"x", 99, 0, 0, 0, b""), "not supported"),
-            (block(b"data", 7, 0, 0, 0, b""), "inline_data"),
-            (block(&[b'n'; 255], 1, 0, 0, 0, b"")[..40].to_vec(), "cut short"),
+            (block(b"x", 1, (60, 6), 0, b"value"), "lies outside"),
+            (block(b"x", 1, (u16::MAX, u32::MAX), 0, b"value"), "lies outside"),
+            (block(b"x", 1, (0, 0), 12, b""), "inode 12"),
+            (block(b"x\0y", 1, (0, 0), 0, b""), "has a NUL"),
+            (block(b"", 1, (0, 0), 0, b""), "not supported"),
+            (block(b"x", 99, (0, 0), 0, b""), "not supported"),
+            (block(b"data", 7, (0, 0), 0, b""), "inline_data"),
+            (block(&[b'n'; 255], 1, (0, 0), 0, b"")[..40].to_vec(), "cut short"),
             (vec![1, 2, 3, 4], "magic"),
             (vec![1], "1 bytes"),
         ];

@@ -31,6 +31,7 @@ use rustix::fs::FileType;
 use crate::rootdir::RootDir;
 use crate::tar::Checkpoint;
 use directories::{Collected, Directories};
+use files::Files;
 use header::{Header, Kind};
 use inode::Inode;
 use map::Map;
@@ -107,7 +108,13 @@ pub fn restore(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>
             // A directory's, which has its name.
             names.next()?;
         }
-        header = files::restore(header, &mut records, &mut directories, &mut names, &mut stats)?;
+        let mut files = Files {
+            records: &mut records,
+            directories: &mut directories,
+            names: &mut names,
+            stats: &mut stats,
+        };
+        header = files.restore(header)?;
         last = inode_number;
     }
     expect_none_missing(last, map.last() + 1, &map, &directories)?;

@@ -32,6 +32,17 @@ impl TemplateEntry {
     }
 }
 
+/// What a template is published from.
+pub struct NewTemplate<'a> {
+    pub origin: &'a Origin,
+    pub spec: &'a TemplateSpec,
+    pub runs: BlockRuns,
+    /// The sparse file that the filesystem was made in.
+    pub filesystem: &'a File,
+    /// Files of its tree that are kept besides.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
 impl Store {
     /// Where the template of a tree and a spec lies, if it is there.
     pub fn template_path(&self, origin: &Origin, spec: &TemplateSpec) -> Result<PathBuf> {
@@ -99,16 +110,9 @@ impl Store {
         Ok(ours.map(|template| template.spec().clone()).collect())
     }
 
-    /// Copies the data of a filesystem out of the sparse file that it was made in, and publishes that as a template, with
-    /// `files` of its tree besides.
-    pub fn publish_template(
-        &self,
-        origin: &Origin,
-        spec: &TemplateSpec,
-        runs: BlockRuns,
-        filesystem: &File,
-        files: BTreeMap<String, Vec<u8>>,
-    ) -> Result<Template> {
+    /// Copies the data of a new template's filesystem out of the file that it was made in, and publishes that.
+    pub fn publish_template(&self, new: NewTemplate<'_>) -> Result<Template> {
+        let NewTemplate { origin, spec, runs, filesystem, files } = new;
         let path = self.template_path(origin, spec)?;
         runs.check(spec.size_bytes).context("writing a template")?;
         let file = tmpfile::create(&self.dir)?;

@@ -19,7 +19,7 @@ use super::Origin;
 use crate::sys::signals;
 use file::{HEADER_BYTES, Index};
 
-pub use index::TemplateEntry;
+pub use index::{NewTemplate, TemplateEntry};
 
 /// The unit of the sums, and of what is read at once: a few of them stay in the processor's cache from the read to the write.
 pub const PIECE_BYTES: usize = 256 << 10;
@@ -286,7 +286,9 @@ mod tests {
             uuid_stands_alone: true,
         };
         let files = [("a", 3), ("boot/b", 7)].map(|(path, length)| (path.to_owned(), vec![9; length]));
-        store.publish_template(&origin(), &spec(), runs, &file, files.into()).unwrap()
+        let (origin, spec) = (origin(), spec());
+        let new = NewTemplate { origin: &origin, spec: &spec, runs, filesystem: &file, files: files.into() };
+        store.publish_template(new).unwrap()
     }
 
     #[test]
