@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod before;
 mod dump;
 mod import;
 mod predecessor_cycle;
