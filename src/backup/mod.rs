@@ -16,7 +16,7 @@ use crate::probe;
 use crate::reader::Region;
 use crate::report::WithHint;
 
-/// How much of a stream [`identify()`] wants to see: the superblock of btrfs lies at 64 KiB.
+/// How much of a stream [`kind_of()`] wants to see: the superblock of btrfs lies at 64 KiB.
 pub const IDENTIFY_BYTES: usize = 72 << 10;
 
 /// What is accepted, for errors.
@@ -83,7 +83,7 @@ pub fn widen(pipe: impl AsFd) {
 pub fn open(input: Box<dyn Read>) -> Result<Source> {
     let mut plain = compressed::plain(input)?;
     let first = compressed::peek(&mut plain, IDENTIFY_BYTES).context("reading the start of the backup")?;
-    let kind = identify(&first)?;
+    let kind = kind_of(&first)?;
     let all = Box::new(std::io::Cursor::new(first.clone()).chain(plain));
     Ok(match kind {
         Kind::Dump => {
@@ -98,8 +98,8 @@ pub fn open(input: Box<dyn Read>) -> Result<Source> {
 
 /// What a stream is that begins with `first_bytes`, at least [`IDENTIFY_BYTES`] of them unless it is
 /// shorter. What is known but not accepted is refused by its name.
-pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
-    if let Some(found) = dump::identify(first_bytes) {
+pub fn kind_of(first_bytes: &[u8]) -> Result<Kind> {
+    if let Some(found) = dump::probe(first_bytes) {
         return found.map(|()| Kind::Dump);
     }
     if first_bytes.get(TAR_MAGIC).is_some_and(|magic| magic.starts_with(b"ustar")) {
@@ -124,7 +124,7 @@ pub fn identify(first_bytes: &[u8]) -> Result<Kind> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, identify};
+    use super::{Kind, kind_of};
     use crate::report;
 
     #[test]
@@ -136,7 +136,7 @@ mod tests {
             (b"QFI\xfb\0\0\0\x03", "the backup is a qcow2 image", "qemu-img convert -O raw"),
             (b"BZh91AY", "the backup is compressed by bzip2", "unpack it first"),
         ] {
-            let error = identify(bytes).unwrap_err();
+            let error = kind_of(bytes).unwrap_err();
             assert!(report::sentence(&error).contains(found), "{error:?}");
             assert!(
                 error.to_string().starts_with("hint: ") && error.to_string().contains(remedy),
@@ -149,14 +149,14 @@ mod tests {
     fn dumps_are_told_by_their_magic_and_others_of_their_family_by_name() {
         let mut first = [0; 1024];
         first[24..28].copy_from_slice(&60012_u32.to_le_bytes());
-        assert_eq!(identify(&first).unwrap(), Kind::Dump);
+        assert_eq!(kind_of(&first).unwrap(), Kind::Dump);
         for (magic, name) in [
             (60012_u32.to_be_bytes(), "big-endian"),
             (60011_u32.to_le_bytes(), "old format"),
             (0x1954_0119_u32.to_le_bytes(), "UFS2"),
         ] {
             first[24..28].copy_from_slice(&magic);
-            let error = identify(&first).unwrap_err().to_string();
+            let error = kind_of(&first).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
     }

@@ -1,9 +1,9 @@
 //! Disks that travel: export, import, the formats in between, and the maps of what is in use. Needs root.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
+mod before;
 #[path = "../common/mod.rs"]
 mod common;
-mod before;
 mod dump;
 mod import;
 mod predecessor_cycle;

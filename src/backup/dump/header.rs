@@ -74,7 +74,7 @@ pub(super) struct Header {
 }
 
 /// Whether `first` is the begin of a dump, and one that is accepted; `None` if it is none.
-pub(in crate::backup) fn identify(first: &[u8]) -> Option<Result<()>> {
+pub(in crate::backup) fn probe(first: &[u8]) -> Option<Result<()>> {
     let magic = first.get(C_MAGIC..C_MAGIC + 4)?.try_into().ok()?;
     let (little, big) = (u32::from_le_bytes(magic), u32::from_be_bytes(magic));
     Some(match (little, big) {
@@ -93,7 +93,7 @@ pub(in crate::backup) fn identify(first: &[u8]) -> Option<Result<()>> {
 /// How many KiB a record of the volume that begins with `first` has, if it says that its records are
 /// compressed.
 pub(super) fn compressed_record_blocks(first: &[u8]) -> Option<u32> {
-    let is_dump = first.len() == RECORD_BYTES && identify(first).is_some_and(|accepted| accepted.is_ok());
+    let is_dump = first.len() == RECORD_BYTES && probe(first).is_some_and(|accepted| accepted.is_ok());
     (is_dump && word(first, C_FLAGS) & FLAG_COMPRESSED != 0).then(|| word(first, C_NTREC))
 }
 

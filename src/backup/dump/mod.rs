@@ -37,7 +37,7 @@ use inode::Inode;
 use map::Map;
 use records::Records;
 
-pub(super) use header::identify;
+pub(super) use header::probe;
 
 /// TP_BSIZE.
 const RECORD_BYTES: usize = 1024;
