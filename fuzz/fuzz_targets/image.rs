@@ -4,8 +4,8 @@
 
 use std::io::Cursor;
 
-use ganeti_instance_debootstrap::backup::{self, Source};
 use ganeti_instance_debootstrap::backup::disk_archive::Image;
+use ganeti_instance_debootstrap::backup::{self, Source};
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK_BYTES: usize = 512;
