@@ -50,6 +50,12 @@ impl LoopDevice {
             .with_context(|| format!("attaching a part of {} to a loop device", disk.path.display()))
     }
 
+    /// Attaches all of a device or file so that nothing can write to it.
+    pub fn attach_read_only(backing: &File) -> Result<LoopDevice> {
+        LoopDevice::attach_window(backing, Window::WHOLE, loop_flags::READ_ONLY, direct_io_is_safe(backing))
+            .context("attaching it to a loop device that is read-only")
+    }
+
     /// Attaches a file that is not a guest's disk.
     pub fn attach_file(backing: &File, direct_io: bool) -> Result<LoopDevice> {
         LoopDevice::attach_window(backing, Window::WHOLE, loop_flags::PARTSCAN, direct_io)

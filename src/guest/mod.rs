@@ -11,6 +11,7 @@ pub mod identity;
 mod mount;
 mod names;
 pub mod network;
+pub mod one_device;
 pub mod references;
 mod resolver;
 pub mod swap;

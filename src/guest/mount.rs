@@ -10,13 +10,18 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use uuid::Uuid;
 
+use super::one_device;
 use crate::PROGRAM;
 use crate::command::Tool;
+use crate::disk::LoopDevice;
 use crate::filesystem::Filesystem;
 use crate::probe::Volume;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::sys::{self, signals};
+
+/// What may be wrong with a filesystem that the kernel does not mount.
+const DAMAGED: &str = "is the filesystem damaged? the guest's own fsck, or the node's, can tell";
 
 /// How long a busy mount is waited for.
 const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,13 +95,14 @@ impl Workspace {
         Root::of(target)
     }
 
-    /// Mounts a filesystem that was found on a disk as `name` in the workspace. Damage makes it read-only, whatever it
-    /// says itself (ext4 could ask for a panic).
+    /// Mounts a filesystem that was found on a disk as `name` in the workspace, once the kernel has said of it what our own
+    /// reader says. Damage makes it read-only, whatever it says itself (ext4 could ask for a panic).
     pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, trust: Trust) -> Result<Root> {
         let filesystem = volume.filesystem;
         if filesystem == Filesystem::Btrfs {
             await_duplicate_uuid(volume)?;
         }
+        self.ask_kernel(device, volume)?;
         let flags = if trust == Trust::Untrusted { INERT } else { MountFlags::empty() };
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
@@ -106,8 +112,36 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        self.mount_as(device, filesystem, name, Driver { name: driver, flags, options })
-            .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
+        let root =
+            self.mount_as(device, filesystem, name, Driver { name: driver, flags, options }).hint(DAMAGED)?;
+        match one_device::refuse_other_mounted(root.mount_point()?, device, volume) {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                root.give_up()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets the kernel mount a filesystem where it can write nothing, and replays nothing, and compares what it says with what
+    /// was found.
+    fn ask_kernel(&self, device: &Path, volume: Volume) -> Result<()> {
+        one_device::refuse_other(device, volume)?;
+        let (name, options) = match volume.filesystem {
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "noload"),
+            Filesystem::Xfs => ("xfs", "norecovery,nouuid"),
+            Filesystem::Btrfs => ("btrfs", "rescue=nologreplay,subvolid=5"),
+        };
+        let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
+        let sealed = LoopDevice::attach_read_only(&file)?;
+        let path = sealed.path();
+        let driver = Driver { name, flags: INERT | MountFlags::RDONLY, options };
+        report::detail(&format!("mounting {} read-only as {name} with {options}", path.display()));
+        let root = self.mount_as(&path, volume.filesystem, "asked", driver).hint(DAMAGED)?;
+        let answer = one_device::refuse_other_mounted(root.mount_point()?, &path, volume);
+        drop(root);
+        sealed.finish()?;
+        answer
     }
 
     fn mount_as(&self, device: &Path, filesystem: Filesystem, name: &str, driver: Driver) -> Result<Root> {
@@ -186,6 +220,11 @@ impl Root {
         Ok((fs.f_blocks - fs.f_bfree) * fs.f_frsize)
     }
 
+    /// The mount point, open since the mount.
+    pub fn mount_point(&self) -> Result<&File> {
+        self.held.as_ref().context("using a root that is unmounted")
+    }
+
     /// The filesystem's label, where it can be asked for while it is mounted, and is text.
     pub fn label(&self) -> Option<String> {
         let label = sys::fs_label(self.held.as_ref()?).ok()?;
@@ -194,7 +233,7 @@ impl Root {
 
     /// Sets the filesystem's label while it is mounted.
     pub fn set_label(&self, device: &Path, filesystem: Filesystem, label: &str) -> Result<()> {
-        let mount_point = self.held.as_ref().context("using a root that is unmounted")?;
+        let mount_point = self.mount_point()?;
         match sys::set_fs_label(mount_point, label) {
             Ok(()) => Ok(()),
             // Before Linux 5.17 ext4 has no such call; its tool writes to a mounted device.
@@ -210,8 +249,7 @@ impl Root {
 
     /// Writes everything out; an error where anything since the mount could not be written.
     pub fn flush(&self) -> Result<()> {
-        let held = self.held.as_ref().context("using a root that is unmounted")?;
-        rustix::fs::syncfs(held).with_context(|| format!("flushing {}", self.path().display()))
+        rustix::fs::syncfs(self.mount_point()?).with_context(|| format!("flushing {}", self.path().display()))
     }
 
     /// Writes everything out and unmounts; what could not be written, or is held by somebody, is an error, and

@@ -17,7 +17,7 @@ use crate::backup::qcow2::{Piece, Qcow2};
 use crate::command::{Tool, ToolError};
 use crate::disk::{Disk, LoopDevice, StagedWrite};
 use crate::filesystem::{Filesystem, SECTOR_BYTES};
-use crate::guest::{Trust, Workspace};
+use crate::guest::{Trust, Workspace, one_device};
 use crate::install::teardown;
 use crate::partition_table::{self, Growth, grow_table};
 use crate::plan::OnFailure;
@@ -238,7 +238,7 @@ fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Grow
     let device = LoopDevice::attach_part(disk, growth.start_bytes, growth.size_bytes)?;
     let path = device.path();
     let refusal = match volume.filesystem {
-        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => grow_ext(&path)?,
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => grow_ext(&path, volume)?,
         Filesystem::Xfs | Filesystem::Btrfs => grow_mounted(&path, workspace, volume)?,
     };
     if let Some(error) = refusal {
@@ -249,8 +249,8 @@ fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Grow
 }
 
 /// Why it keeps its size, if it does.
-fn grow_ext(device: &Path) -> Result<Option<Error>> {
-    if let Err(error) = check_ext(device) {
+fn grow_ext(device: &Path, volume: Volume) -> Result<Option<Error>> {
+    if let Err(error) = check_ext(device, volume) {
         return Ok(Some(error));
     }
     let Err(error) = Tool::new("resize2fs").arg(device).quiet().run() else { return Ok(None) };
@@ -276,11 +276,14 @@ fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<
     Ok(refusal)
 }
 
-/// resize2fs and tune2fs want a filesystem that was checked, and its journal replayed.
-pub fn check_ext(device: &Path) -> Result<()> {
+/// resize2fs and tune2fs want a filesystem that was checked, and its journal replayed. What the journal made of it is looked
+/// at again.
+pub fn check_ext(device: &Path, volume: Volume) -> Result<()> {
+    one_device::refuse_other(device, volume)?;
     match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
         // Something was mended.
-        Err(error) if matches!(report::cause(&error), Some(ToolError::Status(_, 1, _))) => Ok(()),
-        checked => checked,
+        Err(error) if matches!(report::cause(&error), Some(ToolError::Status(_, 1, _))) => {}
+        checked => checked?,
     }
+    one_device::refuse_other(device, volume)
 }

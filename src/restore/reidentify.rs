@@ -7,7 +7,7 @@ use crate::command::Tool;
 use crate::disk::{Disk, LoopDevice, Reidentify};
 use crate::filesystem::Filesystem;
 use crate::guest::found_root::{GuestRoot, Sought};
-use crate::guest::{Trust, UnlockedFiles, Workspace, identity, references};
+use crate::guest::{Trust, UnlockedFiles, Workspace, identity, one_device, references};
 use crate::probe::{Content, Part, Survey, Volume};
 use crate::report::{self, WithHint};
 use crate::request::InstanceName;
@@ -125,12 +125,13 @@ fn renew_filesystem(
     let (path, uuid) = (device.path(), renewal.uuid(volume.uuid).to_string());
     match volume.filesystem {
         Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
-            check_ext(&path)?;
+            check_ext(&path, volume)?;
             Tool::new("tune2fs").args(["-U", &uuid]).arg(&path).quiet().run()?;
         }
         Filesystem::Xfs | Filesystem::Btrfs => {
             // The log is replayed by a mount; the tools want it empty.
             workspace.mount_found(&path, volume, "renewed", Trust::Untrusted)?.finish()?;
+            one_device::refuse_other(&path, volume)?;
             let tool = match volume.filesystem {
                 Filesystem::Xfs => Tool::new("xfs_admin").args(["-U", &uuid]),
                 _ => Tool::new("btrfstune").args(["-f", "-U", &uuid]),

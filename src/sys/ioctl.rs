@@ -19,6 +19,7 @@ use super::calls::answer;
 
 /// Flags of a loop device, from linux/loop.h.
 pub mod loop_flags {
+    pub const READ_ONLY: u32 = 1;
     pub const AUTOCLEAR: u32 = 4;
     pub const PARTSCAN: u32 = 8;
     pub const DIRECT_IO: u32 = 16;
@@ -80,11 +81,29 @@ pub struct FileCloneRange {
     destination_offset: u64,
 }
 
+/// `struct btrfs_ioctl_fs_info_args`, linux/btrfs.h.
+#[repr(C)]
+struct BtrfsInfo {
+    max_id: u64,
+    num_devices: u64,
+    fsid: [u8; 16],
+    rest: [u8; 992],
+}
+
+/// `struct xfs_fsop_geom_v1`, fs/xfs/libxfs/xfs_fs.h.
+#[repr(C)]
+struct XfsGeometry {
+    sizes: [u32; 8],
+    blocks: [u64; 4],
+    uuid: [u8; 16],
+    rest: [u32; 7],
+}
+
 /// linux/fs.h, FSLABEL_MAX.
 const FS_LABEL_MAX: usize = 256;
 
 mod raw {
-    use super::{BlkpgArg, FS_LABEL_MAX, FileCloneRange, LoopConfig, LoopInfo64};
+    use super::{BlkpgArg, BtrfsInfo, FS_LABEL_MAX, FileCloneRange, LoopConfig, LoopInfo64, XfsGeometry};
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
@@ -96,6 +115,8 @@ mod raw {
     nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
     nix::ioctl_read!(fs_ioc_getfslabel, 0x94, 49, [u8; FS_LABEL_MAX]);
     nix::ioctl_write_ptr!(fs_ioc_setfslabel, 0x94, 50, [u8; FS_LABEL_MAX]);
+    nix::ioctl_read!(btrfs_ioc_fs_info, 0x94, 31, BtrfsInfo);
+    nix::ioctl_read!(xfs_ioc_fsgeometry_v1, b'X', 100, XfsGeometry);
 }
 
 /// The number of a free loop device; the kernel makes one where all are taken.
@@ -207,6 +228,24 @@ pub fn set_fs_label(mount_point: &File, label: &str) -> Result<()> {
     buffer[..label.len()].copy_from_slice(label.as_bytes());
     // SAFETY: the kernel reads FSLABEL_MAX bytes, which the buffer has; it is NUL-terminated.
     answer(unsafe { raw::fs_ioc_setfslabel(mount_point.as_raw_fd(), &buffer) }).map(drop)
+}
+
+/// How many devices the kernel uses for a mounted btrfs, and its UUID (BTRFS_IOC_FS_INFO).
+pub fn btrfs_devices(mount_point: &File) -> Result<(u64, [u8; 16])> {
+    // SAFETY: all zeroes is a valid BtrfsInfo (integers only).
+    let mut info: BtrfsInfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one btrfs_ioctl_fs_info_args, which is what `info` is.
+    answer(unsafe { raw::btrfs_ioc_fs_info(mount_point.as_raw_fd(), &mut info) })?;
+    Ok((info.num_devices, info.fsid))
+}
+
+/// The UUID of a mounted xfs (XFS_IOC_FSGEOMETRY_V1).
+pub fn xfs_uuid(mount_point: &File) -> Result<[u8; 16]> {
+    // SAFETY: all zeroes is a valid XfsGeometry (integers only).
+    let mut geometry: XfsGeometry = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one xfs_fsop_geom_v1, which is what `geometry` is.
+    answer(unsafe { raw::xfs_ioc_fsgeometry_v1(mount_point.as_raw_fd(), &mut geometry) })?;
+    Ok(geometry.uuid)
 }
 
 /// Ends all writing of a mounted filesystem at once, the log included (FS_IOC_SHUTDOWN, NOLOGFLUSH): who still holds

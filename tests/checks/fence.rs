@@ -33,7 +33,7 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("bootstrap", "a root tree by debootstrap or mmdebstrap, with updates, kernel and loader; knows no cache and no disk",
         &["command", "debian", "guest", "report", "rootdir", "sys"]),
     ("guest", "mounts, and everything that is written inside a guest: names, network, access, boot configuration",
-        &["command", "disk", "filesystem", "partition_table", "probe", "report", "request", "rootdir", "sys"]),
+        &["allocation", "command", "disk", "filesystem", "partition_table", "probe", "reader", "report", "request", "rootdir", "sys"]),
     ("allocation", "what is in use in a partition, by the maps of ext, xfs and btrfs themselves",
         &["disk", "filesystem", "probe", "reader"]),
     ("probe", "what a stranger's disk holds: its table's partitions and their superblocks",

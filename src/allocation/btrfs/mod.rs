@@ -5,6 +5,7 @@
 //! was fsynced since the last commit lies in log trees, and in extents that no extent tree knows yet.
 
 mod chunks;
+mod devices;
 mod key;
 mod superblock;
 mod tree;
@@ -13,6 +14,7 @@ use super::AllocationMap;
 use crate::reader::integers::le64;
 use crate::reader::{Parsed, Region, give_up};
 use chunks::Chunks;
+pub use devices::refuse_others;
 use key::{Key, Root};
 use superblock::Superblock;
 use tree::Forest;

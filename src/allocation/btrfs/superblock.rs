@@ -6,7 +6,7 @@ use crate::reader::integers::{le16, le32, le64};
 use crate::reader::{Parsed, Region, give_up};
 
 pub const SIZE_BYTES: usize = 4096;
-const AT: u64 = 64 << 10;
+pub const AT: u64 = 64 << 10;
 /// The size of the array of system chunks, by the format.
 const ARRAY_AT: usize = 0x32b;
 const ARRAY_MAX_BYTES: usize = 2048;

@@ -3,6 +3,7 @@
 //! does its work on a sound filesystem, writes nothing else, and leaves nothing held. Needs root.
 
 mod case;
+mod devices;
 mod superblocks;
 mod tables;
 
