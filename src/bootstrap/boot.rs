@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{MAX_BYTES, Recipe};
 use crate::command::Tool;
-use crate::command::init::Device;
+use crate::command::root::Device;
 use crate::guest::boot::{self, GRUB_DEFAULTS, PLACEHOLDER};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -99,7 +99,7 @@ fn apt(words: &[&str]) -> Tool {
 
 fn run(recipe: &Recipe, target: &Path, device: &Device, tool: Tool) -> Result<()> {
     let env = recipe.env();
-    tool.envs(env.iter().map(|(n, v)| (n, v))).chroot(target).with_device(device.clone()).run()
+    tool.envs(env.iter().map(|(n, v)| (n, v))).chroot_with(target, device.clone()).run()
 }
 
 /// Whose packages these are.

@@ -70,7 +70,7 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .arg(format!("deb [signed-by={KEYRING}] {mirror} {} {components}", recipe.suite))
         .envs(env.iter().map(|(n, v)| (n, v)))
         .cwd("/")
-        .isolated()
+        .in_made_root(recipe.made_root(target))
         .run()
         .hint("check suite, mirror, components and extra_pkgs")?;
     root.write(

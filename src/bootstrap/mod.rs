@@ -10,7 +10,7 @@ mod sources;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 pub use boot::Kernel;
 pub use downloads::Downloads;
 
+use crate::command::root::MadeRoot;
 use crate::guest::identity;
 use crate::report;
 use crate::rootdir::RootDir;
@@ -162,6 +163,18 @@ impl Recipe {
         if self.apt_files.is_empty() { &self.extra_pkgs } else { &[] }
     }
 
+    /// The root for a bootstrapper that works on `target`: with what the recipe names on this node.
+    fn made_root(&self, target: &Path) -> MadeRoot {
+        let own = |word: &String| {
+            let path =
+                ["file://", "file:", "copy://", "copy:"].iter().find_map(|head| word.strip_prefix(head));
+            Some(PathBuf::from(path.unwrap_or(word))).filter(|path| path.is_absolute())
+        };
+        let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
+        readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
+        MadeRoot { at: target.with_file_name("bootstrapper"), target: target.to_owned(), readable }
+    }
+
     /// Environment for the programs that fetch and install.
     fn env(&self) -> Vec<(OsString, OsString)> {
         let mut env: Vec<(OsString, OsString)> = vec![
@@ -189,6 +202,8 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
         report::step("taking packages that were fetched before", || downloads.lend(&root, first))?;
     }
     prepare(&root)?;
+    let place = target.with_file_name("bootstrapper");
+    std::fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
     let what = format!("bootstrapping {} {} with {}", recipe.suite, recipe.arch, program.name());
     report::long_step(&what, || match program {
         Program::Debootstrap => debootstrap::run(recipe, &root, target),

@@ -3,6 +3,7 @@
 
 pub mod init;
 mod pump;
+pub mod root;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -20,7 +21,8 @@ use pump::{Pump, Tail};
 
 use crate::report::{self, WithHint};
 use crate::sys::{self, signals};
-use init::{Device, Job};
+use init::Job;
+use root::{Device, JobRoot, MadeRoot};
 
 /// Where tools are looked for when the caller's environment does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,8 +36,7 @@ pub struct Tool {
     cwd: Option<PathBuf>,
     stdin: Vec<u8>,
     isolated: bool,
-    chroot: Option<PathBuf>,
-    device: Option<Device>,
+    root: JobRoot,
     quiet: bool,
 }
 
@@ -76,8 +77,7 @@ impl Tool {
             cwd: None,
             stdin: Vec::new(),
             isolated: false,
-            chroot: None,
-            device: None,
+            root: JobRoot::Node,
             quiet: false,
         }
     }
@@ -135,14 +135,20 @@ impl Tool {
 
     /// Runs inside `root`, isolated.
     pub fn chroot(mut self, root: impl Into<PathBuf>) -> Tool {
-        self.chroot = Some(root.into());
+        self.root = JobRoot::tree(root.into());
         self.isolated()
     }
 
-    /// In its chroot the /dev has this disk and no other.
-    pub fn with_device(mut self, device: Device) -> Tool {
-        self.device = Some(device);
-        self
+    /// Runs inside `root`, isolated, where /dev has this disk and no other.
+    pub fn chroot_with(mut self, root: impl Into<PathBuf>, device: Device) -> Tool {
+        self.root = JobRoot::Tree { path: root.into().into(), device: Some(device) };
+        self.isolated()
+    }
+
+    /// Runs in a root that is made for it, isolated.
+    pub fn in_made_root(mut self, root: MadeRoot) -> Tool {
+        self.root = JobRoot::Made(root);
+        self.isolated()
     }
 
     /// Its output is kept for an error but not logged.
@@ -181,8 +187,8 @@ impl Tool {
     pub fn display(&self) -> String {
         let mut words: Vec<String> =
             std::iter::once(&self.program).chain(&self.args).map(|w| quote(w)).collect();
-        if let Some(root) = &self.chroot {
-            words.insert(0, format!("chroot {}", quote(root.as_os_str())));
+        if let JobRoot::Tree { path, .. } = &self.root {
+            words.insert(0, format!("chroot {}", quote(path)));
         }
         words.join(" ")
     }
@@ -250,12 +256,11 @@ impl Tool {
     fn command(&self) -> Result<Command> {
         #[allow(clippy::disallowed_methods, reason = "this is the room")]
         let mut command = if self.isolated {
-            if self.chroot.is_none() {
+            if !matches!(self.root, JobRoot::Tree { .. }) {
                 self.find()?;
             }
             let argv = std::iter::once(&self.program).chain(&self.args).cloned().collect();
-            let job = Job { chroot: self.chroot.clone(), device: self.device.clone(), ..Job::single(argv) };
-            init_command(&job)
+            init_command(&Job { root: self.root.clone(), ..Job::single(argv) })?
         } else {
             let mut command = Command::new(&self.program);
             command.args(&self.args);
@@ -302,11 +307,11 @@ pub fn find_in(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
 }
 
 /// The program itself as the init of a new PID namespace.
-pub fn init_command(job: &Job) -> Command {
+pub fn init_command(job: &Job) -> Result<Command> {
     #[allow(clippy::disallowed_methods, reason = "this is the room")]
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(init::ARGV0).args(job.to_argv());
-    command
+    command.arg0(init::ARGV0).arg(job.to_arg()?);
+    Ok(command)
 }
 
 /// Runs several commands, one after the other, in one pair of namespaces; returns (index, status) of each that
@@ -316,7 +321,7 @@ pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> R
     let (status_read, status_write) = pipe()?;
     let (log_read, log_write) = pipe()?;
     job.status_fd = Some(status_write.as_raw_fd());
-    let mut command = init_command(&job);
+    let mut command = init_command(&job)?;
     command.env_clear().envs(env.iter().map(|(n, v)| (n, v))).current_dir(cwd).stdin(Stdio::null());
     command.stdout(Stdio::from(log_write.try_clone()?));
     command.stderr(Stdio::from(log_write));

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use nix::libc;
@@ -345,16 +344,4 @@ pub fn inherited_fd(fd: RawFd) -> io::Result<File> {
     }
     // SAFETY: the kernel just gave it to us.
     Ok(unsafe { File::from_raw_fd(copy) })
-}
-
-/// Lets `command` run inside `root`; its program is looked up there.
-pub fn chroot_before_exec(command: &mut Command, root: PathBuf) {
-    // SAFETY: chroot and chdir are async-signal-safe; the path is made before the fork.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::chroot(&root)?;
-            rustix::process::chdir("/")?;
-            Ok(())
-        });
-    }
 }
