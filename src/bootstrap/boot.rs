@@ -86,6 +86,7 @@ pub fn install(recipe: &Recipe, kernel: Kernel, root: &RootDir, target: &Path, d
     let device = Device { node: device.to_owned(), uuid: PLACEHOLDER.to_string() };
     let run = |tool: Tool| run(recipe, target, &device, tool);
     run(Tool::new("debconf-set-selections").arg("/tmp/preseed"))?;
+    let apt = |words: &[&str]| apt(recipe, words);
     run(apt(&["update"]))?;
     // The kernel last and alone: each package with a hook for the initramfs would make it anew.
     run(apt(&["install"]).args(SYSTEM).args(distribution.init()).args(LOADERS))?;
@@ -93,8 +94,11 @@ pub fn install(recipe: &Recipe, kernel: Kernel, root: &RootDir, target: &Path, d
     report::step("making GRUB's images", || run(Tool::new("sh").args(["-e", "-c", GRUB_PIECES]).quiet()))
 }
 
-fn apt(words: &[&str]) -> Tool {
-    Tool::new("apt-get").args(["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"]).args(words)
+fn apt(recipe: &Recipe, words: &[&str]) -> Tool {
+    Tool::new("apt-get")
+        .args(["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0"])
+        .args(recipe.apt_options())
+        .args(words)
 }
 
 fn run(recipe: &Recipe, target: &Path, device: &Device, tool: Tool) -> Result<()> {

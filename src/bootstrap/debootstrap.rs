@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{MAX_BYTES, Recipe};
+use super::{MAX_BYTES, Recipe, keyring};
 use crate::command::Tool;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -27,7 +27,8 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .args(["--arch", recipe.arch.as_str()])
         .args(list("include", recipe.included()))
         .args(list("components", &recipe.components))
-        .args(recipe.signed_only.then_some("--force-check-gpg"))
+        .arg(if recipe.allow_unsigned { "--no-check-gpg" } else { "--force-check-gpg" })
+        .args(recipe.keys.as_ref().map(|_| format!("--keyring={}", keyring::place(target).display())))
         .arg(recipe.suite.as_str())
         .arg(target)
         .args(&recipe.mirror)
@@ -53,12 +54,12 @@ fn remedy(said: &str) -> &'static str {
         ),
         (
             "E: Release signed by unknown key",
-            "install the keyring of who signs there (debian-archive-keyring), or do not trust that mirror",
+            "set keyring = \"FILE\" with the keys of who signs there, or do not trust that mirror",
         ),
         ("E: Invalid Release signature", "do not trust that mirror: somebody changed what it serves"),
         (
             "E: Keyring-based check was requested",
-            "install the release's keyring: a suite or mirror that an OS parameter names must be signed",
+            "set keyring = \"FILE\" in a file of the node, or install the package with the release's keys",
         ),
         ("E: Failed getting release file", "check that the mirror can be reached, and has the suite"),
     ];

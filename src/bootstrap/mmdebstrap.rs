@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Recipe;
 use super::debootstrap::default_mirror;
 use super::downloads::ARCHIVES;
+use super::{Recipe, keyring};
 use crate::command::{self, Tool};
 use crate::debian::node_arch;
 use crate::report::WithHint;
@@ -60,6 +60,8 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
     let included =
         (!recipe.included().is_empty()).then(|| format!("--include={}", recipe.included().join(",")));
     let env = recipe.env();
+    let own = recipe.keys.as_ref().map(|_| keyring::place(target).display().to_string());
+    let keyring = own.as_deref().unwrap_or(KEYRING);
     Tool::new("mmdebstrap")
         .args(["--mode=root", "--format=directory", "--variant=debootstrap", SKIP])
         .arg(format!("--architectures={}", recipe.arch))
@@ -67,7 +69,7 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .arg(recipe.suite.as_str())
         .arg(target)
         // What the keyrings of the node's own apt trust counts as little as it does with debootstrap.
-        .arg(format!("deb [signed-by={KEYRING}] {mirror} {} {components}", recipe.suite))
+        .arg(format!("deb [signed-by={keyring}] {mirror} {} {components}", recipe.suite))
         .envs(env.iter().map(|(n, v)| (n, v)))
         .cwd("/")
         .in_made_root(recipe.made_root(target))

@@ -4,6 +4,7 @@
 mod boot;
 mod debootstrap;
 pub mod downloads;
+mod keyring;
 pub mod mmdebstrap;
 mod sources;
 
@@ -38,6 +39,26 @@ pub struct AptFile {
     /// In the guest, relative to its root.
     pub path: String,
     pub content: Vec<u8>,
+}
+
+impl AptFile {
+    /// Whether it is a source that has apt check no signature (sources.list(5)).
+    pub fn is_unsigned(&self) -> bool {
+        const OPTIONS: [&str; 2] = ["trusted", "allow-insecure"];
+        let is_source = [".list", ".sources"].iter().any(|ending| self.path.ends_with(ending));
+        let text = String::from_utf8_lossy(&self.content).to_lowercase();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+        is_source
+            && lines.any(|line| {
+                let plain: String = line.chars().filter(|c| !c.is_whitespace()).collect();
+                OPTIONS.iter().any(|option| {
+                    let values = ["yes", "true", "1", "on", "with", "enable"];
+                    values.iter().any(|value| {
+                        line.contains(&format!("{option}={value}")) || plain == format!("{option}:{value}")
+                    })
+                })
+            })
+    }
 }
 
 /// Which program makes a root tree.
@@ -76,8 +97,10 @@ pub struct Recipe {
     pub boot: Option<Kernel>,
     /// How it is fetched: shapes nothing.
     pub proxy: Option<String>,
-    /// Who may choose the release need not be trusted with the node: what nobody signed is refused, not warned of.
-    pub signed_only: bool,
+    /// The keys that must have signed the release, as gpgv reads them; `None`: those of debootstrap's script.
+    pub keys: Option<Vec<u8>>,
+    /// What nobody signed is installed as well.
+    pub allow_unsigned: bool,
     /// What the shell settings exported; debootstrap sees it, as it always did.
     pub exports: BTreeMap<OsString, OsString>,
 }
@@ -91,6 +114,8 @@ pub struct Made {
     pub packages: BTreeMap<String, String>,
     /// The program that made it.
     pub bootstrapper: Program,
+    /// Whether every package was signed by somebody.
+    pub signed: bool,
 }
 
 /// A program that makes trees.
@@ -127,6 +152,13 @@ impl Recipe {
         for file in &self.apt_files {
             key += &format!("file {} sha256:{:x}\n", file.path, Sha256::digest(&file.content));
         }
+        // Only where they are set: what earlier versions made without them keeps its key.
+        if let Some(keys) = &self.keys {
+            key += &format!("keyring sha256:{:x}\n", Sha256::digest(keys));
+        }
+        if self.allow_unsigned {
+            key += "unsigned\n";
+        }
         key
     }
 
@@ -142,8 +174,25 @@ impl Recipe {
                 Ok(Program::Mmdebstrap)
             }
             (Bootstrapper::Auto, None) if mmdebstrap::refuse_missing().is_ok() => Ok(Program::Mmdebstrap),
-            _ => Ok(Program::Debootstrap),
+            _ => {
+                self.refuse_without_keys()?;
+                Ok(Program::Debootstrap)
+            }
         }
+    }
+
+    /// Refuses what debootstrap would refuse, for it does not find the release's keys on this node.
+    pub fn refuse_without_keys(&self) -> Result<()> {
+        match keyring::missing(self) {
+            Some(missing) if self.keys.is_none() && !self.allow_unsigned => Err(missing.refusal(&self.suite)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a program checks all that it installs.
+    fn is_signed(&self, program: Program) -> bool {
+        let checks_release = program == Program::Mmdebstrap || !self.allow_unsigned;
+        checks_release && !self.apt_files.iter().any(AptFile::is_unsigned)
     }
 
     /// Why mmdebstrap cannot make it.
@@ -155,7 +204,8 @@ impl Recipe {
 
     /// Whether all its packages but those of `apt_files` come from Debian, by Debian's own signature.
     pub fn is_debians(&self) -> bool {
-        self.mmdebstrap_obstacle().is_none() && mmdebstrap::has_keyring()
+        let own_keys = self.keys.is_some() || self.allow_unsigned;
+        !own_keys && self.mmdebstrap_obstacle().is_none() && mmdebstrap::has_keyring()
     }
 
     /// Packages that debootstrap itself installs: it knows its one mirror only.
@@ -172,7 +222,21 @@ impl Recipe {
         };
         let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
         readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
+        readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
         MadeRoot { at: target.with_file_name("bootstrapper"), target: target.to_owned(), readable }
+    }
+
+    /// Options for apt in the tree.
+    fn apt_options(&self) -> &'static [&'static str] {
+        match self.allow_unsigned {
+            true => &[
+                "-o",
+                "Acquire::AllowInsecureRepositories=true",
+                "-o",
+                "APT::Get::AllowUnauthenticated=true",
+            ],
+            false => &[],
+        }
     }
 
     /// Environment for the programs that fetch and install.
@@ -204,6 +268,9 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
     prepare(&root)?;
     let place = target.with_file_name("bootstrapper");
     std::fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    if let Some(keys) = &recipe.keys {
+        keyring::write(keys, target, &root)?;
+    }
     let what = format!("bootstrapping {} {} with {}", recipe.suite, recipe.arch, program.name());
     report::long_step(&what, || match program {
         Program::Debootstrap => debootstrap::run(recipe, &root, target),
@@ -231,7 +298,8 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
         keep(downloads, &root)?;
     }
     report::step("scrubbing the tree", || scrub(&root))?;
-    Ok(Made { codename, packages: packages(&root)?, bootstrapper: program })
+    let signed = recipe.is_signed(program);
+    Ok(Made { codename, packages: packages(&root)?, bootstrapper: program, signed })
 }
 
 /// What holds while packages install: no service starts in the chroot, and nothing is flushed.

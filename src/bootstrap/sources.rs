@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Recipe;
 use super::debootstrap::default_mirror;
+use super::{Recipe, keyring};
 use crate::command::Tool;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -21,11 +21,15 @@ struct Source {
     mirror: String,
     suite: String,
     components: String,
+    /// The site's own keys sign it.
+    by_own_keys: bool,
 }
 
 impl Source {
     fn line(&self) -> String {
-        format!("deb {} {} {}\n", self.mirror, self.suite, self.components)
+        let signed_by =
+            if self.by_own_keys { format!("[signed-by=/{}] ", keyring::IN_GUEST) } else { String::new() };
+        format!("deb {signed_by}{} {} {}\n", self.mirror, self.suite, self.components)
     }
 
     /// `deb MIRROR SUITE COMPONENTS`, as debootstrap writes it.
@@ -34,7 +38,8 @@ impl Source {
         let rest = if rest.starts_with('[') { rest.split_once(']')?.1.trim() } else { rest };
         let mut words = rest.split_ascii_whitespace();
         let (mirror, suite) = (words.next()?.to_owned(), words.next()?.to_owned());
-        Some(Source { mirror, suite, components: words.collect::<Vec<_>>().join(" ") })
+        let components = words.collect::<Vec<_>>().join(" ");
+        Some(Source { mirror, suite, components, by_own_keys: false })
     }
 }
 
@@ -48,7 +53,8 @@ pub fn complete(recipe: &Recipe, root: &RootDir, target: &Path, codename: &str) 
     };
     // stable, testing and the like move on: a guest stays with the release that it was given.
     let alias = ["stable", "oldstable", "oldoldstable", "testing"].contains(&base.suite.as_str());
-    let base = Source { suite: if alias { codename.to_owned() } else { base.suite }, ..base };
+    let suite = if alias { codename.to_owned() } else { base.suite };
+    let base = Source { suite, by_own_keys: recipe.keys.is_some(), ..base };
     if base.mirror.starts_with("file:") || base.mirror.starts_with("copy:") {
         report::detail("a mirror in a directory of the node has no updates to add");
         return root.write(SOURCES, base.line().as_bytes(), 0o644);
@@ -56,7 +62,7 @@ pub fn complete(recipe: &Recipe, root: &RootDir, target: &Path, codename: &str) 
     let mut sources = vec![base.clone()];
     if has_updates(&base.suite) {
         for (what, candidates) in [("updates", updates(&base)), ("security", security(root, &base)?)] {
-            match first_served(recipe, root, target, candidates)? {
+            match first_served(recipe, root, target, by_either_keys(candidates))? {
                 Some(source) => sources.push(source),
                 None => report::warning(&format!(
                     "no {what} for {} were found beside {}; the guest's sources.list does not have them",
@@ -85,6 +91,15 @@ pub fn add_own(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
     let mut install = vec!["-y", "--no-install-recommends", "install"];
     install.extend(recipe.extra_pkgs.iter().map(String::as_str));
     apt(recipe, target, &install).hint("check extra_pkgs, and the sources in apt_dir")
+}
+
+/// What may be signed by the site's own keys may also be signed by the release's.
+fn by_either_keys(candidates: Vec<Source>) -> Vec<Source> {
+    let both = |source: Source| {
+        let other = source.by_own_keys.then(|| Source { by_own_keys: false, ..source.clone() });
+        std::iter::once(source).chain(other)
+    };
+    candidates.into_iter().flat_map(both).collect()
 }
 
 /// A suite that is always current, or a part of another, has none.
@@ -181,6 +196,7 @@ fn apt(recipe: &Recipe, target: &Path, args: &[&str]) -> Result<()> {
     let env = recipe.env();
     Tool::new("apt-get")
         .args(["-q", "-o", "Dpkg::Use-Pty=0"])
+        .args(recipe.apt_options())
         .args(args)
         .envs(env.iter().map(|(n, v)| (n, v)))
         .chroot(target)

@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::WithHint;
 
+/// Every package was signed by somebody.
+pub const CHECKED: &str = "checked";
+/// Somebody allowed what nobody signed.
+pub const NOT_CHECKED: &str = "not checked";
+
 /// Larger ones are refused.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -33,6 +38,14 @@ pub struct Manifest {
     /// The kernel of a tree that boots; empty for one that does not.
     #[serde(default)]
     pub boot: String,
+    /// Whether every package was signed: [`CHECKED`] or [`NOT_CHECKED`]; empty where an earlier version made it.
+    #[serde(default)]
+    pub signatures: String,
+    /// All that shaped the tree ([`Recipe::cache_key()`]); empty where an earlier version made it.
+    ///
+    /// [`Recipe::cache_key()`]: crate::bootstrap::Recipe::cache_key
+    #[serde(default)]
+    pub recipe: String,
     /// RFC 3339, UTC.
     pub made: String,
     /// Version of the program that made it.
@@ -65,6 +78,8 @@ impl Manifest {
             extra_pkgs: Vec::new(),
             bootstrapper: "by hand".into(),
             boot: String::new(),
+            signatures: String::new(),
+            recipe: String::new(),
             made: humantime::format_rfc3339_seconds(made).to_string(),
             program: crate::VERSION.into(),
             digest: String::new(),

@@ -22,7 +22,7 @@ use crate::report;
 use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
-pub use manifest::Manifest;
+pub use manifest::{CHECKED, Manifest, NOT_CHECKED};
 pub use publish::{Compression, NewBase};
 pub use template::{BlockRuns, Chunk, NewTemplate, PIECE_BYTES, Template, TemplateEntry, TemplateSpec};
 
@@ -120,6 +120,29 @@ pub fn stem(recipe: &Recipe) -> String {
     format!("base-{suite}-{}-{}", recipe.arch, &digest[..16])
 }
 
+/// What is known of the signatures of a tree's packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signatures {
+    /// All were checked, or the administrator vouches for the tree.
+    Checked,
+    /// Some were not: the administrator allowed that.
+    NotChecked,
+    /// An earlier version made it, and did not say.
+    Unknown,
+}
+
+impl Entry {
+    /// What is known of its packages' signatures. A tree that somebody made by hand, or sealed, is his own business.
+    pub fn signatures(&self) -> Signatures {
+        let manifest = self.manifest.as_ref().filter(|manifest| !manifest.sealed);
+        match manifest.filter(|_| self.kind == Kind::Base).map(|manifest| manifest.signatures.as_str()) {
+            None | Some(CHECKED) => Signatures::Checked,
+            Some(NOT_CHECKED) => Signatures::NotChecked,
+            Some(_) => Signatures::Unknown,
+        }
+    }
+}
+
 impl Store {
     /// The store in `dir`, which need not exist yet.
     pub fn new(dir: &Path) -> Store {
@@ -130,7 +153,7 @@ impl Store {
     /// put it there wants it used.
     pub fn find(&self, recipe: &Recipe, clean_days: Option<u32>) -> Result<Option<Entry>> {
         let handmade = format!("cache-{}-{}.tar", recipe.suite, recipe.arch);
-        let candidates = [self.entry(&handmade)?, self.entry(&format!("{}.toml", stem(recipe)))?];
+        let candidates = [self.entry(&handmade)?, self.entry_of(recipe)?];
         Ok(candidates.into_iter().flatten().find(|entry| !entry.expired(clean_days)))
     }
 
@@ -141,7 +164,18 @@ impl Store {
 
     /// Whether one of ours is there for a recipe, expired or not.
     pub fn has(&self, recipe: &Recipe) -> Result<bool> {
-        Ok(self.entry(&format!("{}.toml", stem(recipe)))?.is_some())
+        Ok(self.entry_of(recipe)?.is_some())
+    }
+
+    /// The entry of ours that was made of a recipe. A name has a part of the recipe's digest only: where the manifest has the
+    /// whole recipe, it is compared. Earlier versions wrote none.
+    fn entry_of(&self, recipe: &Recipe) -> Result<Option<Entry>> {
+        let entry = self.entry(&format!("{}.toml", stem(recipe)))?;
+        let is_its = |entry: &Entry| {
+            let made_of = entry.manifest.as_ref().map_or("", |manifest| &manifest.recipe);
+            made_of.is_empty() || made_of == recipe.cache_key()
+        };
+        Ok(entry.filter(is_its))
     }
 
     /// Every cache file, by name.
@@ -337,7 +371,8 @@ mod tests {
             bootstrapper: Bootstrapper::Auto,
             boot: None,
             proxy: None,
-            signed_only: false,
+            keys: None,
+            allow_unsigned: false,
             exports: BTreeMap::new(),
         }
     }
@@ -358,6 +393,8 @@ mod tests {
             Recipe { bootstrapper: Bootstrapper::Debootstrap, ..recipe() },
             Recipe { bootstrapper: Bootstrapper::Mmdebstrap, ..recipe() },
             Recipe { boot: Some(Kernel::Cloud), ..recipe() },
+            Recipe { keys: Some(vec![0x98]), ..recipe() },
+            Recipe { allow_unsigned: true, ..recipe() },
             Recipe { boot: Some(Kernel::Generic), ..recipe() },
         ]
         .map(|recipe| stem(&recipe));

@@ -10,7 +10,7 @@ use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
-use super::manifest::now;
+use super::manifest::{CHECKED, NOT_CHECKED, now};
 use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
 use crate::report;
@@ -101,6 +101,8 @@ impl NewBase {
             extra_pkgs: recipe.extra_pkgs.clone(),
             bootstrapper: made.bootstrapper.name().into(),
             boot: recipe.boot.map_or("", Kernel::name).into(),
+            signatures: if made.signed { CHECKED } else { NOT_CHECKED }.into(),
+            recipe: recipe.cache_key(),
             made: now(),
             program: crate::VERSION.into(),
             digest: format!("sha256:{:x}", hashing.hash.finalize()),

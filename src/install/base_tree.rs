@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::bootstrap::{self, Downloads};
-use crate::cache::{BaseTar, Kind, NewBase, Store, StoreLock};
+use crate::cache::{BaseTar, Kind, NewBase, Signatures, Store, StoreLock};
 use crate::disk::{Format, LoopDevice, make_filesystem};
 use crate::filesystem::Filesystem;
 use crate::guest::{Trust, Workspace, boot};
@@ -80,7 +80,21 @@ fn cached(plan: &BasePlan, store: &Store, freshness: Freshness) -> Result<Option
         }
     }
     report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", entry.path.display()));
+    warn_of(entry.signatures());
     Ok(Some(base))
+}
+
+/// Whoever installs from a tree that nobody vouches for is told so each time.
+fn warn_of(signatures: Signatures) {
+    match signatures {
+        Signatures::Checked => {}
+        Signatures::NotChecked => report::warning(
+            "nobody signed all packages of this tree: allow_unsigned was set when it was made",
+        ),
+        Signatures::Unknown => report::warning(
+            "an earlier version made this tree, and did not note whether its packages were signed; `cache refresh` makes it anew",
+        ),
+    }
 }
 
 /// `3 days`: the largest unit says enough.
@@ -144,6 +158,9 @@ fn made(
         tar::pack(scratch.dir()?, &mut new, &mut skipped, &signals::check)
             .map_err(|error| with_full_disk(error, dir))
     })?;
+    if !made.signed {
+        warn_of(Signatures::NotChecked);
+    }
     let finished = new.finish(&plan.recipe, made, scratch.used_bytes()?)?;
     let published = publish.is_some();
     if let Some((store, lock)) = publish {

@@ -49,7 +49,8 @@ fn recipe(settings: &Settings, boot: Option<Kernel>) -> Recipe {
         bootstrapper: settings.bootstrapper,
         boot,
         proxy: settings.proxy.clone(),
-        signed_only: ["suite", "mirror"].iter().any(|name| settings.is_parameter(name)),
+        keys: settings.keys.clone(),
+        allow_unsigned: settings.unsigned_is_allowed(),
         exports: settings.layers.exports.clone(),
     }
 }

@@ -22,6 +22,7 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
     };
     found.extend(against_swap_file(settings));
     found.extend(against_mmdebstrap(settings));
+    found.extend(against_unsigned_sources(settings));
     found
 }
 
@@ -71,6 +72,20 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
         sentence: format!(
             "a swap file cannot lie on btrfs{}; set partition_style to \"gpt\", or swap to a disk of its own (disk1)",
             settings.set_in("swap")
+        ),
+    })
+}
+
+/// A source that tells apt to check nothing.
+fn against_unsigned_sources(settings: &Settings) -> Option<Conflict> {
+    let file = settings.apt_files.iter().find(|file| file.is_unsigned())?;
+    (!settings.unsigned_is_allowed()).then(|| Conflict {
+        between: &["apt_dir", "allow_unsigned", "suite", "mirror", "proxy"],
+        sentence: format!(
+            "{} in apt_dir{} has apt install what nobody signed; take that option out of it, or set allow_unsigned = true \
+             in a file of the node, with suite, mirror and proxy",
+            file.path,
+            settings.set_in("apt_dir")
         ),
     })
 }

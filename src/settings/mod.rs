@@ -6,6 +6,7 @@ pub mod conflicts;
 mod files;
 mod judge;
 mod key;
+mod keyring;
 mod kind;
 mod layers;
 mod origin;
@@ -94,6 +95,7 @@ impl Settings {
         if let Some(dir) = &settings.apt_dir {
             settings.apt_files = apt::read(dir, &mut problems);
         }
+        settings.keys = settings.keyring.as_deref().and_then(|path| keyring::read(path, &mut problems));
         Ok(Judgement { settings, problems, uncertain })
     }
 
@@ -110,6 +112,15 @@ impl Settings {
     /// ` (from FILE:LINE)`, to end a refusal.
     pub fn set_in(&self, name: &str) -> String {
         self.origin(name).map_or_else(String::new, |origin| format!(" (from {origin})"))
+    }
+
+    /// Whether what nobody signed may be installed. Whoever chooses an instance's variant, or its parameters, decides nothing
+    /// of that: where one of those says what is fetched or from where, all of it must be signed.
+    pub fn unsigned_is_allowed(&self) -> bool {
+        let of_files = |name: &str| {
+            !matches!(self.origin(name), None | Some(Origin::Parameter(_) | Origin::VariantName(_)))
+        };
+        self.allow_unsigned && ["suite", "mirror", "proxy"].into_iter().all(of_files)
     }
 
     /// Whether an OS parameter of the instance decides it.

@@ -65,8 +65,9 @@ pub struct Check {
     pub variants: Vec<String>,
 }
 
-/// Loads the settings of every variant that is published or has a file, and gathers what is wrong with any.
-pub fn check(context: &Context) -> Result<Check> {
+/// Loads the settings of every variant that is published or has a file, and gathers what is wrong with any; `refused` says why
+/// a create with them would be refused all the same.
+pub fn check(context: &Context, refused: &dyn Fn(&Settings) -> Option<String>) -> Result<Check> {
     let mut check = Check::default();
     let gather = |check: &mut Check, variant: Option<VariantName>| {
         let context = Context { variant, ..context.clone() };
@@ -75,7 +76,10 @@ pub fn check(context: &Context) -> Result<Check> {
                 judgement.add_conflicts();
                 let Judgement { settings, problems, .. } = judgement;
                 add(&mut check.problems, problems);
-                add(&mut check.problems, missing_hooks(&settings).into_iter().collect());
+                add(
+                    &mut check.problems,
+                    missing_hooks(&settings).into_iter().chain(refused(&settings)).collect(),
+                );
                 add(&mut check.warnings, settings.layers.warnings);
                 Some(settings.variants_dir)
             }

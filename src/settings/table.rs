@@ -32,6 +32,8 @@ macro_rules! settings {
             $($(#[$doc])* pub $field: $type,)*
             /// What apt_dir holds.
             pub apt_files: Vec<AptFile>,
+            /// The keys that keyring names, as gpgv reads them.
+            pub keys: Option<Vec<u8>>,
             pub layers: Layers,
         }
 
@@ -39,7 +41,7 @@ macro_rules! settings {
             /// Parses all settings. Where a text is wrong, `judge` says which other one holds.
             pub(super) fn parse(layers: Layers, judge: &mut Judge<'_>) -> anyhow::Result<Settings> {
                 $(let $field: $type = judge.parse(&layers.values, &Key { name: $name, legacy: $legacy, kind: $kind, by: $by, help: $help }, $parse)?;)*
-                Ok(Settings { $($field,)* apt_files: Vec::new(), layers })
+                Ok(Settings { $($field,)* apt_files: Vec::new(), keys: None, layers })
             }
         }
     };
@@ -79,6 +81,14 @@ settings! {
     apt_dir: Option<PathBuf> = {
         "apt_dir", None, Kind::Path, SetBy::Files, parse::optional_path,
         "A directory with more apt sources for the guest (.list, .sources) and their keys (.asc, .gpg)"
+    }
+    keyring: Option<PathBuf> = {
+        "keyring", None, Kind::Path, SetBy::Files, parse::optional_path,
+        "The keys that must sign the release: a keyring, or a directory of them (.gpg, .asc); empty: those of debootstrap's script"
+    }
+    allow_unsigned: bool = {
+        "allow_unsigned", None, Kind::Bool, SetBy::Files, parse::boolean,
+        "Install what nobody signed; holds only where suite, mirror and proxy are set by the node's own files"
     }
     filesystem: Filesystem = {
         "filesystem", Some("OSP_FILESYSTEM"), Kind::Text, SetBy::Parameter, parse::filesystem,

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Outcome, answer, image, node_context, warn};
 use crate::bootstrap::{Kernel, downloads};
-use crate::cache::{Entry, Kind, Store, TemplateEntry, manifest_path};
+use crate::cache::{CHECKED, Entry, Kind, NOT_CHECKED, Signatures, Store, TemplateEntry, manifest_path};
 use crate::cli::CacheCommand;
 use crate::disk::Medium;
 use crate::guest::Workspace;
@@ -228,7 +228,11 @@ fn state(entry: &Entry, days: Option<u32>) -> &'static str {
         (true, _, _) => "sealed",
         (_, true, _) => "expired",
         (_, _, Kind::Handmade) => "by hand",
-        _ => "ready",
+        _ => match entry.signatures() {
+            Signatures::Checked => "ready",
+            Signatures::NotChecked => "unsigned",
+            Signatures::Unknown => "unknown",
+        },
     }
 }
 
@@ -241,6 +245,11 @@ fn object(entry: &Entry, days: Option<u32>) -> serde_json::Value {
         object["codename"] = json!(manifest.codename);
         object["kernel"] = json!(kernel(entry));
         object["digest"] = json!(manifest.digest);
+        object["signatures"] = json!(match entry.signatures() {
+            Signatures::Checked => CHECKED,
+            Signatures::NotChecked => NOT_CHECKED,
+            Signatures::Unknown => "unknown",
+        });
         object["mirror"] = json!(manifest.mirror);
         object["components"] = json!(manifest.components);
         object["extra_pkgs"] = json!(manifest.extra_pkgs);

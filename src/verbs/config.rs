@@ -3,10 +3,12 @@
 use anyhow::Result;
 
 use super::{Outcome, answer, node_context};
+use crate::cache::Store;
 use crate::cli::ConfigCommand;
+use crate::plan::BasePlan;
 use crate::report;
-use crate::request::Env;
-use crate::settings::{Settings, show};
+use crate::request::{Context, Env};
+use crate::settings::{Settings, Source, show};
 
 /// Shows or checks the settings of this node.
 pub fn config(command: &ConfigCommand, env: Env) -> Result<Outcome> {
@@ -26,8 +28,21 @@ pub fn config(command: &ConfigCommand, env: Env) -> Result<Outcome> {
     }
 }
 
+/// Why the tree that some settings describe could not be made on this node, when the cache has it no more.
+fn refused(context: &Context, settings: &Settings) -> Option<String> {
+    let plan = BasePlan::new(context, settings, None);
+    let found = Store::new(&plan.cache_dir).find(&plan.recipe, plan.clean_days);
+    let never_expires = matches!(found, Ok(Some(entry)) if !entry.expired(Some(0)));
+    if settings.source != Source::Bootstrap || never_expires {
+        return None;
+    }
+    let error = plan.recipe.program().err()?;
+    Some(format!("{}{}", report::sentence(&error), settings.set_in("suite")))
+}
+
 fn check(env: &Env) -> Result<Outcome> {
-    let check = show::check(&node_context(env, None)?)?;
+    let context = node_context(env, None)?;
+    let check = show::check(&context, &|settings| refused(&context, settings))?;
     for warning in &check.warnings {
         report::warning(warning);
     }

@@ -1,0 +1,121 @@
+//! The keys that a site's mirrors sign with: a keyring, or a directory of them, as the one keyring that gpgv reads.
+
+use std::path::{Path, PathBuf};
+
+use base64ct::{Base64, Encoding};
+
+use crate::admin_file::writable_by_others;
+
+/// Larger ones are no keyrings.
+const MAX_BYTES: u64 = 512 << 10;
+/// Files beyond this are no directory of keyrings.
+const MAX_FILES: usize = 100;
+const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
+const ARMOUR_END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
+
+/// Reads all keys at `path`, in the order of the files' names. Problems are sentences.
+pub fn read(path: &Path, problems: &mut Vec<String>) -> Option<Vec<u8>> {
+    let problem = |error: std::io::Error| format!("reading the keyring {}: {error}", path.display());
+    let files = match std::fs::metadata(path)
+        .and_then(|meta| if meta.is_dir() { files_in(path) } else { Ok(vec![path.into()]) })
+    {
+        Ok(files) => files,
+        Err(error) => {
+            problems.push(problem(error));
+            return None;
+        }
+    };
+    if files.is_empty() {
+        problems.push(format!("the keyring {} has no file that ends in .gpg or .asc", path.display()));
+    }
+    let mut keys = Vec::new();
+    for file in files {
+        match read_one(&file) {
+            Ok(more) => keys.extend(more),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Some(keys)
+}
+
+fn files_in(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let is_keyring =
+        |path: &PathBuf| path.extension().is_some_and(|ending| ending == "gpg" || ending == "asc");
+    let paths = std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = paths.collect::<std::io::Result<Vec<_>>>()?;
+    files.retain(is_keyring);
+    files.sort();
+    files.truncate(MAX_FILES);
+    Ok(files)
+}
+
+fn read_one(file: &Path) -> Result<Vec<u8>, String> {
+    let shown = file.display();
+    if let Some(fault) = writable_by_others(file) {
+        return Err(format!("{fault}; it is no keyring to trust: chown root and chmod go-w it"));
+    }
+    let meta = std::fs::metadata(file).map_err(|error| format!("reading the keyring {shown}: {error}"))?;
+    if !meta.is_file() || meta.len() == 0 || meta.len() > MAX_BYTES {
+        return Err(format!("{shown} is no keyring (a regular file of 512 KiB at most)"));
+    }
+    let bytes = std::fs::read(file).map_err(|error| format!("reading the keyring {shown}: {error}"))?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if text.contains(ARMOUR) => without_armour(text)
+            .ok_or_else(|| format!("{shown} is damaged: its armour does not hold together")),
+        // A packet of a public key (RFC 9580, 4.2), in either format of its header.
+        _ if matches!(bytes[0], 0x98..=0x9b | 0xc6) => Ok(bytes),
+        _ => Err(format!(
+            "{shown} is no keyring that gpgv reads (binary, or armoured by gpg --armor --export)"
+        )),
+    }
+}
+
+/// The bytes of every armoured block (RFC 9580, 6.2); the sum of 24 bits at its end is optional, and not looked at.
+fn without_armour(text: &str) -> Option<Vec<u8>> {
+    let mut keys = Vec::new();
+    for block in text.split(ARMOUR).skip(1) {
+        let (block, _) = block.split_once(ARMOUR_END)?;
+        let mut lines = block.lines().map(str::trim).skip(1).skip_while(|line| line.contains(": "));
+        let body: String = lines.by_ref().take_while(|line| !line.starts_with('=')).collect();
+        keys.extend(Base64::decode_vec(&body).ok()?);
+    }
+    Some(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn armoured(bytes: &[u8]) -> String {
+        let body = Base64::encode_string(bytes);
+        format!("{ARMOUR}\nComment: x\n\n{}\n{}\n=abcd\n{ARMOUR_END}\n", &body[..4], &body[4..])
+    }
+
+    #[test]
+    fn armoured_and_binary_keyrings_are_joined_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = [0x98, 1, 2, 3, 4, 5, 6];
+        std::fs::write(dir.path().join("b.asc"), armoured(&key).repeat(2)).unwrap();
+        std::fs::write(dir.path().join("a.gpg"), [0xc6, 9]).unwrap();
+        std::fs::write(dir.path().join("README"), "no key").unwrap();
+        let mut problems = Vec::new();
+        let keys = read(dir.path(), &mut problems).unwrap();
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(keys, [&[0xc6, 9][..], &key, &key].concat());
+    }
+
+    #[test]
+    fn what_is_no_keyring_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.asc");
+        for text in ["", "hello", ARMOUR, &armoured(&[0x98; 40]).replace('=', "!")] {
+            std::fs::write(&path, text).unwrap();
+            let mut problems = Vec::new();
+            read(&path, &mut problems);
+            assert_eq!(problems.len(), 1, "{text}");
+        }
+        let mut problems = Vec::new();
+        assert_eq!(read(&dir.path().join("absent"), &mut problems), None);
+        assert_eq!(problems.len(), 1);
+    }
+}
