@@ -168,7 +168,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 fn parse_param(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text} is no KEY=VALUE"))?;
     let known =
-        crate::settings::table::KEYS.iter().filter(|k| k.parameter).map(|k| k.name).collect::<Vec<_>>();
+        crate::settings::table::KEYS.iter().filter(|k| k.is_parameter()).map(|k| k.name).collect::<Vec<_>>();
     if !known.contains(&key) {
         return Err(format!("{key} is no OS parameter; there are {}", known.join(", ")));
     }

@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::init::{Job, SIGNALLED};
-use crate::plan::HookPlan;
+use crate::command::init::{Job, SIGNALLED};
+use crate::command::{self, Ended, Tool};
+use crate::guest::{HookResolver, Resolver};
+use crate::plan::{HookPlan, assignment};
 use crate::report::{self, WithHint};
-use crate::request::{Context, Instance};
-use crate::settings::Settings;
-use crate::settings::table::KEYS;
-use crate::tool::{self, Ended, Tool};
+use crate::rootdir::RootDir;
 
 /// Where the disk and the tree are while hooks run.
 pub struct Stage<'a> {
@@ -27,50 +26,6 @@ pub struct Stage<'a> {
     pub root_device: &'a Path,
     /// A directory of this run that hooks may read.
     pub workspace: &'a Path,
-}
-
-/// What a hook sees: everything that Ganeti gave, what the shell settings export, and the documented variables.
-pub fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsString)> {
-    let mut env = context.env.clone();
-    env.extend(settings.layers.exports.clone());
-    env.entry("PATH".into()).or_insert_with(|| tool::DEFAULT_PATH.into());
-    let mut set = |name: &str, value: &str| drop(env.insert(name.into(), value.into()));
-    set("SUITE", &settings.suite);
-    set("ARCH", &settings.arch);
-    set("PARTITION_STYLE", settings.partition_style.name());
-    set("EXTRA_PKGS", settings.text("extra_pkgs"));
-    if let Some(proxy) = &settings.proxy {
-        set("http_proxy", proxy);
-        set("https_proxy", proxy);
-    }
-    env.into_iter().collect()
-}
-
-/// Settings as shell assignments: what a hook that sources common.sh finds as plain variables.
-pub fn shell_settings(context: &Context, instance: &Instance, settings: &Settings, stage: &Stage) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
-    let mut text = settings.layers.shell_state.clone();
-    for key in KEYS {
-        if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {
-            let value = match value.text.as_str() {
-                "true" => "yes",
-                "false" => "no",
-                other => other,
-            };
-            text += &format!("{legacy}={}\n", quoted(value));
-        }
-    }
-    let disk = instance.disks.first().map(|disk| disk.address.display()).unwrap_or_default();
-    let paths = [
-        ("CACHE_DIR", context.places.cache_dir.display().to_string()),
-        ("blockdev", disk),
-        ("filesystem_dev", stage.root_device.display().to_string()),
-    ];
-    for (name, path) in paths {
-        text += &format!("{name}={}\n", quoted(&path));
-    }
-    text += &format!("ARCH={}\ninstance={}\n", quoted(&settings.arch), quoted(instance.name.full()));
-    text
 }
 
 /// The hooks of a directory in run-parts' order: executable files whose names are letters, digits, `_` and `-`.
@@ -97,33 +52,34 @@ pub fn any(plan: &HookPlan) -> Result<bool> {
     plan.dir.as_ref().map_or(Ok(false), |dir| Ok(!list(dir)?.is_empty()))
 }
 
-/// Runs all hooks; all run even after one fails, unless the plan says otherwise, then it is an error.
-pub fn run(
-    plan: &HookPlan,
-    context: &Context,
-    instance: &Instance,
-    settings: &Settings,
-    stage: &Stage,
-) -> Result<()> {
+/// Runs all hooks in a tree that has a resolver while they run; all run even after one fails, unless the plan says otherwise,
+/// then it is an error.
+pub fn run(plan: &HookPlan, tree: &RootDir, resolver: &Resolver, stage: &Stage) -> Result<()> {
+    let lent = HookResolver::lend(tree, resolver)?;
+    run_all(plan, stage)?;
+    lent.take_back(tree)
+}
+
+fn run_all(plan: &HookPlan, stage: &Stage) -> Result<()> {
     let Some(dir) = &plan.dir else { return Ok(()) };
     let hooks = list(dir)?;
     if hooks.is_empty() {
         return Ok(());
     }
-    let shell = shell_settings(context, instance, settings, stage);
+    let root_device = stage.root_device.display().to_string();
+    let shell = format!("{}{}", plan.shell_settings, assignment("filesystem_dev", &root_device));
     std::fs::write(stage.workspace.join("settings.sh"), shell)
         .context("writing settings.sh for the hooks")?;
-    let mut env = environment(context, settings);
+    let mut env = plan.environment.clone();
     let stage_vars = [("TARGET", stage.target), ("BLOCKDEV", stage.disk), ("FSYSDEV", stage.root_device)];
     env.extend(stage_vars.map(|(name, path)| (name.into(), path.into())));
     report::long_step(&format!("running {} hooks of {}", hooks.len(), dir.display()), || {
-        let cwd = &context.places.os_dir;
         let ended = if plan.namespace {
             let commands = hooks.iter().map(|hook| vec![hook.clone().into_os_string()]).collect();
             let job = Job { commands, fail_fast: plan.fail_fast, ..Job::default() };
-            tool::run_sequence(job, &env, cwd)?
+            command::run_sequence(job, &env, &plan.cwd)?
         } else {
-            run_in_the_open(&hooks, plan.fail_fast, &env, cwd)?
+            run_in_the_open(&hooks, plan.fail_fast, &env, &plan.cwd)?
         };
         judge(&hooks, &ended)
     })
@@ -141,10 +97,10 @@ fn run_in_the_open(
         let result = Tool::new(hook).bare_env().envs(env.iter().map(|(n, v)| (n, v))).cwd(cwd).run();
         let (status, tail) = match result {
             Ok(()) => (0, String::new()),
-            Err(error) => match error.downcast_ref::<tool::ToolError>() {
-                Some(tool::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
-                Some(tool::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
-                Some(tool::ToolError::Missing(_)) => (127, String::new()),
+            Err(error) => match report::cause::<command::ToolError>(&error) {
+                Some(command::ToolError::Status(_, status, tail)) => (*status, tail.clone()),
+                Some(command::ToolError::Signal(_, signal, tail)) => (SIGNALLED + signal, tail.clone()),
+                Some(command::ToolError::Missing(_)) => (127, String::new()),
                 None => return Err(error),
             },
         };

@@ -4,26 +4,30 @@
 //! [`request`], the request plus layered [`settings`] into a [`plan`], and the plan into a disk. The verbs in
 //! [`verbs`] read as stories; ARCHITECTURE.md holds the map of the house and the invariants.
 
+pub mod admin_file;
+pub mod allocation;
+pub mod backup;
 pub mod bootstrap;
 pub mod cache;
 pub mod cli;
+pub mod command;
+pub mod debian;
 pub mod disk;
+pub mod filesystem;
 pub mod guest;
 pub mod hooks;
-pub mod init;
-pub mod lock;
-pub mod nameless;
+pub mod install;
+pub mod partition_table;
 pub mod plan;
+pub mod probe;
+pub mod reader;
 pub mod report;
 pub mod request;
+pub mod restore;
 pub mod rootdir;
 pub mod settings;
-pub mod signals;
-pub mod stream;
-pub mod suite;
 pub mod sys;
-pub mod tool;
-pub mod tree;
+pub mod tar;
 pub mod verbs;
 
 /// The program's name: in messages, in paths, as the binary.

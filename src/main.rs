@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use ganeti_instance_debootstrap::cli::Cli;
+use ganeti_instance_debootstrap::command::init;
 use ganeti_instance_debootstrap::request::{Verb, process_env};
-use ganeti_instance_debootstrap::signals::{self, Interrupted};
+use ganeti_instance_debootstrap::sys;
+use ganeti_instance_debootstrap::sys::signals::{self, Interrupted};
 use ganeti_instance_debootstrap::verbs::{self, Outcome};
-use ganeti_instance_debootstrap::{PROGRAM, init, report, sys};
+use ganeti_instance_debootstrap::{PROGRAM, report};
 
 /// Done.
 const DONE: u8 = 0;
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         return init::main(args);
     }
     // noded's umask is 0077; it must not leak into a guest. Hooks have always run with 022: run-parts set it.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Err(error) = signals::catch() {
         report::error(&error);
         return ExitCode::from(FAILED);
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Usage) => ExitCode::from(WRONG_USAGE),
         Err(error) => {
             report::error(&error);
-            if let Some(Interrupted(signal)) = error.downcast_ref::<Interrupted>() {
+            if let Some(Interrupted(signal)) = report::cause::<Interrupted>(&error) {
                 let _ = signal_hook::low_level::emulate_default_handler(*signal);
             }
             ExitCode::from(FAILED)

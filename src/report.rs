@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::signals;
+use crate::sys::signals;
 
 #[derive(Default)]
 struct State {
@@ -172,13 +172,22 @@ pub fn size(bytes: u64) -> String {
     format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
 }
 
-/// What an admin can do about an error; stands in its chain and is printed last.
+/// What an admin can do about an error: a link of its chain that is printed last.
 #[derive(Debug)]
-pub struct Hint(pub String);
+pub struct Hint {
+    text: String,
+    error: Error,
+}
 
 impl std::fmt::Display for Hint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "hint: {}", self.0)
+        write!(f, "hint: {}", self.text)
+    }
+}
+
+impl std::error::Error for Hint {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self.error.as_ref())
     }
 }
 
@@ -190,13 +199,26 @@ pub trait WithHint<T> {
 
 impl<T, E: Into<Error>> WithHint<T> for std::result::Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> Result<T> {
-        self.map_err(|error| error.into().context(Hint(hint.into())))
+        self.map_err(|error| with_hint(error.into(), hint))
     }
 }
 
-/// An error and its causes in one sentence, without the hint.
+/// An error with a hint.
+pub fn with_hint(error: Error, hint: impl Into<String>) -> Error {
+    Hint { text: hint.into(), error }.into()
+}
+
+/// The cause of that type, or the context of that type, wherever it is in an error. anyhow itself does not look into what a
+/// hint was added to.
+#[expect(clippy::disallowed_methods, reason = "this is what all others call")]
+pub fn cause<E: std::fmt::Debug + std::fmt::Display + Send + Sync + 'static>(error: &Error) -> Option<&E> {
+    let hinted = || error.chain().find_map(|link| cause(&link.downcast_ref::<Hint>()?.error));
+    error.downcast_ref().or_else(hinted)
+}
+
+/// An error and its causes in one sentence, without the hints.
 pub fn sentence(error: &Error) -> String {
-    let causes = error.chain().map(|cause| cause.to_string()).filter(|text| !text.starts_with("hint: "));
+    let causes = error.chain().filter(|link| !link.is::<Hint>()).map(|link| link.to_string());
     causes.collect::<Vec<_>>().join(": ")
 }
 
@@ -205,9 +227,9 @@ pub fn error(error: &Error) {
     let mut text = String::new();
     let mut indent = "error: ";
     let mut hint = None;
-    for cause in error.chain() {
-        let message = cause.to_string();
-        if message.starts_with("hint: ") {
+    for link in error.chain() {
+        let message = link.to_string();
+        if link.is::<Hint>() {
             hint = Some(message);
             continue;
         }
@@ -250,5 +272,23 @@ mod tests {
         assert_eq!(quoted("a\nb\u{e9}\x1b\"\\"), "\"a\\nb\\u{e9}\\u{1b}\\\"\\\\\"");
         assert_eq!(quoted(&"x".repeat(80)), format!("\"{}\"", "x".repeat(80)));
         assert_eq!(quoted(&"x".repeat(81)), format!("\"{}...\" (81 bytes)", "x".repeat(80)));
+    }
+
+    #[derive(Debug)]
+    struct Marked;
+
+    impl std::fmt::Display for Marked {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("marked")
+        }
+    }
+
+    #[test]
+    fn a_cause_is_found_below_hints_and_a_text_that_begins_like_a_hint_is_none() {
+        let error = Err::<(), _>(anyhow::anyhow!("hint: of a guest").context(Marked)).hint("one").hint("two");
+        let error = error.unwrap_err().context("outside");
+        assert!(cause::<Marked>(&error).is_some());
+        assert!(cause::<std::io::Error>(&error).is_none());
+        assert_eq!(sentence(&error), "outside: marked: hint: of a guest");
     }
 }

@@ -11,10 +11,10 @@ use crate::cases::{Case, Report};
 use crate::common::{self, PROGRAM};
 use crate::held::{Held, scratch_dir};
 use crate::node::{Node, admins_environment};
-use crate::proxy;
-use crate::sides::{BENCH, BOOTABLE_TREES, OURS, PROXY, SUITE, TREES, predecessors_tree};
+use crate::sides::{BOOTABLE_TREES, OURS, PROXY, SUITE, TREES, predecessors_tree};
 use crate::trees::Suite;
 use crate::tuned::{data_dir, write_resolver};
+use crate::{BENCH, proxy};
 
 /// Runs the cases on a machine made for it; the raw runs stay in target/bench.json.
 pub fn measured(rounds: usize, cases: &[&'static Case]) -> Result<Report> {

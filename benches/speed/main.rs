@@ -40,6 +40,8 @@ const OS_DIR: &str = "/usr/share/ganeti/os/debootstrap";
 const LEGACY: &str = "/etc/default/ganeti-instance-debootstrap";
 const ETC: &str = "/etc/ganeti/instance-debootstrap";
 const CACHE: &str = "/var/cache/ganeti-instance-debootstrap";
+/// All that is only here for the sake of the benchmark, on the machine.
+const BENCH: &str = "/srv/bench";
 const DISK: &str = "/srv/disk.img";
 const DISK_BYTES: u64 = 1 << 30;
 

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
-use crate::sides::BENCH;
+use crate::BENCH;
 
 /// Often enough to see a process shortly before its end, and seldom enough not to be seen in what it takes.
 const LOOK_EVERY: Duration = Duration::from_millis(5);

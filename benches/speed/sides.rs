@@ -7,12 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::common;
 use crate::measure::Invocation;
-use crate::{CACHE, ETC, LEGACY, OS_DIR};
+use crate::{BENCH, CACHE, ETC, LEGACY, OS_DIR, common};
 
-/// All that is only here for the sake of the benchmark, on the machine.
-pub const BENCH: &str = "/srv/bench";
 /// This program's OS directory.
 pub const OURS: &str = "/srv/bench/os";
 /// This program's cache.

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ganeti_instance_debootstrap::backup::dump;
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::stream::dump;
 use libfuzzer_sys::fuzz_target;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};

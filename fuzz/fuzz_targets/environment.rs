@@ -7,8 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
 
 use ganeti_instance_debootstrap::disk::Medium;
-use ganeti_instance_debootstrap::disk::layout::Purpose;
-use ganeti_instance_debootstrap::plan::{DiskFacts, Plan};
+use ganeti_instance_debootstrap::plan::{DiskFacts, Inputs, Plan, TreeSource};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Refusal, Request, Task, Verb};
 use ganeti_instance_debootstrap::settings::Settings;
 use libfuzzer_sys::fuzz_target;
@@ -61,8 +60,9 @@ fn understood(verb: Verb, request: Request) {
     assert!((1..=64).contains(&instance.disks.len()) && instance.nics.len() <= 64);
     let full = instance.name.full();
     assert!(!full.is_empty() && full.len() <= 253 && !full.contains(['/', '\0', '\n', ' ', '\'']));
-    let disk = DiskFacts { size_bytes: 8 << 30, medium: Medium::Block, purpose: Purpose::System };
-    match Plan::new(&request.context, &instance, plain_settings(), disk) {
+    let disk = DiskFacts { size_bytes: 8 << 30, medium: Medium::Block };
+    let inputs = Inputs { context: &request.context, instance: &instance, settings: plain_settings() };
+    match Plan::for_create(inputs, disk, TreeSource::Recipe) {
         Ok(plan) => assert!(plan.to_string().contains(full)),
         Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
     }

@@ -1,7 +1,7 @@
 //! fstab(5) of a guest that comes back on a new disk. The first byte chooses what the disk has.
 #![no_main]
 
-use ganeti_instance_debootstrap::disk::Filesystem;
+use ganeti_instance_debootstrap::filesystem::Filesystem;
 use ganeti_instance_debootstrap::guest::Volumes;
 use ganeti_instance_debootstrap::guest::fstab::repaired;
 use libfuzzer_sys::fuzz_target;

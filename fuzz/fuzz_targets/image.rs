@@ -4,8 +4,8 @@
 
 use std::io::Cursor;
 
-use ganeti_instance_debootstrap::stream::image::Image;
-use ganeti_instance_debootstrap::stream::{self, Source};
+use ganeti_instance_debootstrap::backup::disk_archive::Image;
+use ganeti_instance_debootstrap::backup::{self, Source};
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK_BYTES: usize = 512;
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     let length = stream.len() as u64;
-    let mut source = match stream::open(Box::new(Cursor::new(stream))) {
+    let mut source = match backup::open(Box::new(Cursor::new(stream))) {
         Ok(Source::Image(source)) => source,
         Ok(_) => return,
         Err(refusal) => return assert!(!format!("{refusal:#}").is_empty()),

@@ -7,7 +7,9 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 
-use ganeti_instance_debootstrap::disk::foreign::{ReadAt, identify, partitions};
+use ganeti_instance_debootstrap::partition_table;
+use ganeti_instance_debootstrap::probe::probe;
+use ganeti_instance_debootstrap::reader::{ReadAt, Region};
 use libfuzzer_sys::fuzz_target;
 
 const SECTOR: u64 = 512;
@@ -52,7 +54,7 @@ fuzz_target!(|input: &[u8]| {
     }
 
     let mut parts = vec![(0, size_bytes)];
-    match partitions::read(&disk, size_bytes) {
+    match partition_table::read(&Region::new(&disk, 0, size_bytes)) {
         Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
         Ok(None) => {}
         Ok(Some(table)) => {
@@ -70,7 +72,7 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     for (start_bytes, size_bytes) in parts {
-        match identify(&disk, start_bytes, size_bytes) {
+        match probe(&Region::new(&disk, start_bytes, size_bytes)) {
             Ok(content) => assert!(content.to_string().is_ascii()),
             Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
         }

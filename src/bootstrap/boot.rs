@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{MAX_BYTES, Recipe};
+use crate::command::Tool;
+use crate::command::init::Device;
 use crate::guest::boot::{self, GRUB_DEFAULTS, PLACEHOLDER};
-use crate::init::Device;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::tool::Tool;
 
 /// Which kernel a guest gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{MAX_BYTES, Recipe};
+use crate::command::Tool;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::signals;
-use crate::tool::Tool;
+use crate::sys::signals;
 
 /// The mirror that it falls back to; it is a shell script that says so in one line.
 pub fn default_mirror() -> Option<String> {

@@ -15,10 +15,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use crate::nameless::{give_name, nameless};
 use crate::report;
 use crate::rootdir::RootDir;
-use crate::signals;
+use crate::sys::signals;
+use crate::sys::tmpfile;
 
 /// Where apt looks first: at a name and a size, so that what is there must be right.
 pub const ARCHIVES: &str = "var/cache/apt/archives";
@@ -111,10 +111,10 @@ impl Downloads {
         if !file.metadata()?.is_file() {
             return Ok(());
         }
-        let mut kept = nameless(&self.dir)?;
+        let mut kept = tmpfile::create(&self.dir)?;
         let digest = copy(file, &mut kept)?;
         // Not flushed: what a crash damages is noticed by its digest.
-        give_name(&kept, &self.dir.join(format!("{digest}-{name}")))
+        tmpfile::link(&kept, &self.dir.join(format!("{digest}-{name}")))
     }
 }
 

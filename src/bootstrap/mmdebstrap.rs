@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use super::Recipe;
 use super::debootstrap::default_mirror;
 use super::downloads::ARCHIVES;
+use crate::command::{self, Tool};
+use crate::debian::node_arch;
 use crate::report::WithHint;
 use crate::rootdir::RootDir;
-use crate::settings::node_arch;
-use crate::tool::{self, Tool};
 
 /// debootstrap's own keyring for these suites.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -38,7 +38,7 @@ pub fn obstacle(suite: &str, arch: &str, mirror: &[String]) -> Option<&'static s
 
 /// Whether this node has what it needs: the program, and the keyring without which it would not begin.
 pub fn refuse_missing() -> Result<()> {
-    tool::require("mmdebstrap")?;
+    command::require("mmdebstrap")?;
     if !has_keyring() {
         return Err(anyhow::anyhow!("{KEYRING} is not there, which mmdebstrap checks the release with"))
             .hint("apt-get install debian-archive-keyring");

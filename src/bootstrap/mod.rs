@@ -9,6 +9,7 @@ mod sources;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -20,8 +21,7 @@ pub use downloads::Downloads;
 use crate::guest::identity;
 use crate::report;
 use crate::rootdir::RootDir;
-use crate::settings::{AptFile, Bootstrapper, Settings};
-use crate::signals;
+use crate::sys::signals;
 
 /// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
 const MAX_BYTES: u64 = 64 << 20;
@@ -30,6 +30,33 @@ const POLICY_RC_D: &str = "usr/sbin/policy-rc.d";
 
 /// dpkg(1) reads it whoever starts it. A tree that is half written is thrown away, whatever was flushed.
 const UNFLUSHED: &str = "etc/dpkg/dpkg.cfg.d/unflushed";
+
+/// A file of apt's in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AptFile {
+    /// In the guest, relative to its root.
+    pub path: String,
+    pub content: Vec<u8>,
+}
+
+/// Which program makes a root tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bootstrapper {
+    /// The faster one, where it makes the same tree.
+    Auto,
+    Debootstrap,
+    Mmdebstrap,
+}
+
+impl fmt::Display for Bootstrapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bootstrapper::Auto => "auto",
+            Bootstrapper::Debootstrap => "debootstrap",
+            Bootstrapper::Mmdebstrap => "mmdebstrap",
+        })
+    }
+}
 
 /// Everything that shapes a tree, and what is needed to fetch it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,34 +110,10 @@ impl Program {
 }
 
 impl Recipe {
-    /// The recipe that the settings describe.
-    pub fn of(settings: &Settings, boot: Option<Kernel>) -> Recipe {
-        let sorted = |names: &[String]| {
-            let mut names = names.to_vec();
-            names.sort();
-            names.dedup();
-            names
-        };
-        Recipe {
-            suite: settings.suite.clone(),
-            arch: settings.arch.clone(),
-            mirror: settings.mirror.clone(),
-            // The order of components is that of the admin's preference; of packages it means nothing.
-            components: settings.components.clone(),
-            extra_pkgs: sorted(&settings.extra_pkgs),
-            apt_files: settings.apt_files.clone(),
-            bootstrapper: settings.bootstrapper,
-            boot,
-            proxy: settings.proxy.clone(),
-            signed_only: ["suite", "mirror"].iter().any(|name| settings.is_parameter(name)),
-            exports: settings.layers.exports.clone(),
-        }
-    }
-
     /// One line per fact that shapes the tree: the same lines, the same tree (of its day). Whoever leaves the choice of the
     /// program open takes the tree of either, for they are equal; whoever names one gets what that one made.
-    pub fn shape(&self) -> String {
-        let mut shape = format!(
+    pub fn cache_key(&self) -> String {
+        let mut key = format!(
             "bootstrapper {}\nsuite {}\narch {}\nmirror {}\ncomponents {}\npackages {}\nboot {}\n",
             self.bootstrapper,
             self.suite,
@@ -121,9 +124,9 @@ impl Recipe {
             self.boot.map_or("no", Kernel::name)
         );
         for file in &self.apt_files {
-            shape += &format!("file {} sha256:{:x}\n", file.path, Sha256::digest(&file.content));
+            key += &format!("file {} sha256:{:x}\n", file.path, Sha256::digest(&file.content));
         }
-        shape
+        key
     }
 
     /// Which program makes it, on this node: refused where the one that is asked for cannot.

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 
 use super::Recipe;
 use super::debootstrap::default_mirror;
+use crate::command::Tool;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::tool::Tool;
 
 const SOURCES: &str = "etc/apt/sources.list";
 const CANDIDATE: &str = "etc/apt/candidate.list";
@@ -170,7 +170,7 @@ fn first_served(
         root.remove(CANDIDATE)?;
         match served {
             Ok(()) => return Ok(Some(source)),
-            Err(error) if error.is::<crate::tool::ToolError>() => {}
+            Err(error) if report::cause::<crate::command::ToolError>(&error).is_some() => {}
             Err(error) => return Err(error),
         }
     }

@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::backup::compressed;
 use crate::report::WithHint;
-use crate::stream::compressed;
-use crate::{lock, signals};
+use crate::sys::{lock, signals};
 
 /// Which tar a template was made from: neither another one nor the same name with other bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

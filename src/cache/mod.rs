@@ -18,13 +18,13 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::bootstrap::Recipe;
-use crate::lock;
 use crate::report;
+use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
 pub use manifest::Manifest;
-pub use publish::NewBase;
-pub use template::{Content, PIECE_BYTES, Part, Shape, Template, TemplateEntry};
+pub use publish::{Compression, NewBase};
+pub use template::{BlockRuns, Chunk, NewTemplate, PIECE_BYTES, Template, TemplateEntry, TemplateSpec};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -34,7 +34,7 @@ pub enum Kind {
     /// Made by this program.
     Base,
     /// Made by hand or by the predecessor.
-    Foreign,
+    Handmade,
 }
 
 /// A cache file that is there.
@@ -47,9 +47,9 @@ pub struct Entry {
     pub made: SystemTime,
     pub suite: String,
     pub arch: String,
-    /// None for a foreign file that nobody sealed.
+    /// None for a handmade file that nobody sealed.
     pub manifest: Option<Manifest>,
-    /// A foreign file that its owner may not write never expires: an old promise.
+    /// A handmade file that its owner may not write never expires: an old promise.
     pub owner_writable: bool,
 }
 
@@ -57,7 +57,7 @@ impl Entry {
     /// Whether it has outlived CLEAN_CACHE.
     pub fn expired(&self, clean_days: Option<u32>) -> bool {
         let sealed = self.manifest.as_ref().is_some_and(|manifest| manifest.sealed);
-        let kept = sealed || (self.kind == Kind::Foreign && !self.owner_writable);
+        let kept = sealed || (self.kind == Kind::Handmade && !self.owner_writable);
         let age = self.made.elapsed().unwrap_or_default();
         !kept && clean_days.is_some_and(|days| age.as_secs() / DAY.as_secs() > u64::from(days))
     }
@@ -93,7 +93,7 @@ impl Entry {
             file,
             size_bytes: meta.len(),
             origin: Some(origin),
-            by_hand: self.kind == Kind::Foreign,
+            by_hand: self.kind == Kind::Handmade,
             digest: self.manifest.as_ref().map(|manifest| manifest.digest.clone()),
             unpacked_bytes: self.manifest.as_ref().and_then(|manifest| manifest.unpacked_bytes),
         })
@@ -115,7 +115,7 @@ pub struct StoreLock {
 
 /// `base-trixie-amd64-0123456789abcdef`
 pub fn stem(recipe: &Recipe) -> String {
-    let digest = format!("{:x}", Sha256::digest(recipe.shape()));
+    let digest = format!("{:x}", Sha256::digest(recipe.cache_key()));
     let suite = recipe.suite.replace('/', "_");
     format!("base-{suite}-{}-{}", recipe.arch, &digest[..16])
 }
@@ -129,8 +129,8 @@ impl Store {
     /// What a recipe is made from, if it is there and has not expired. A file made by hand comes first: whoever
     /// put it there wants it used.
     pub fn find(&self, recipe: &Recipe, clean_days: Option<u32>) -> Result<Option<Entry>> {
-        let foreign = format!("cache-{}-{}.tar", recipe.suite, recipe.arch);
-        let candidates = [self.entry(&foreign)?, self.entry(&format!("{}.toml", stem(recipe)))?];
+        let handmade = format!("cache-{}-{}.tar", recipe.suite, recipe.arch);
+        let candidates = [self.entry(&handmade)?, self.entry(&format!("{}.toml", stem(recipe)))?];
         Ok(candidates.into_iter().flatten().find(|entry| !entry.expired(clean_days)))
     }
 
@@ -148,7 +148,7 @@ impl Store {
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for name in self.names()? {
-            if is_foreign(&name) || (name.starts_with("base-") && name.ends_with(".toml")) {
+            if is_handmade(&name) || (name.starts_with("base-") && name.ends_with(".toml")) {
                 entries.extend(self.entry(&name)?);
             }
         }
@@ -203,7 +203,7 @@ impl Store {
         let name = path.file_name().and_then(|name| name.to_str()).context("naming the file to seal")?;
         let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let known = self.entries()?.into_iter().find(|entry| entry.name() == name);
-        if !is_foreign(name) && known.is_none() {
+        if !is_handmade(name) && known.is_none() {
             bail!("{name} is no cache file; expected a name like cache-SUITE-ARCH.tar");
         }
         if path.parent() != Some(std::fs::canonicalize(&self.dir)?.as_path()) {
@@ -212,7 +212,7 @@ impl Store {
         let digest = digest_of(&mut file)?;
         let size_bytes = file.metadata()?.len();
         let old = known.and_then(|entry| entry.manifest);
-        let (suite, arch) = foreign_names(name).unwrap_or_default();
+        let (suite, arch) = handmade_names(name).unwrap_or_default();
         let manifest = Manifest {
             sealed: true,
             digest,
@@ -243,20 +243,20 @@ impl Store {
         Ok(names)
     }
 
-    /// The entry of a foreign tar or of one of our manifests; None where it is not there or not whole.
+    /// The entry of a handmade tar or of one of our manifests; None where it is not there or not whole.
     fn entry(&self, name: &str) -> Result<Option<Entry>> {
         let path = self.dir.join(name);
-        let foreign = is_foreign(name);
-        let manifest_at = if foreign { manifest_path(&path) } else { path.clone() };
+        let handmade = is_handmade(name);
+        let manifest_at = if handmade { manifest_path(&path) } else { path.clone() };
         let manifest = match Manifest::read(&manifest_at) {
             // One of ours can be made again: it counts as nothing. A seal that cannot be read is an error.
-            Err(error) if !foreign => {
+            Err(error) if !handmade => {
                 report::warning(&format!("{}; it is left out", report::sentence(&error)));
                 return Ok(None);
             }
-            read => read?.filter(|manifest| foreign || manifest.names_own_file(&path)),
+            read => read?.filter(|manifest| handmade || manifest.names_own_file(&path)),
         };
-        let tar = match (&manifest, foreign) {
+        let tar = match (&manifest, handmade) {
             (_, true) => path,
             (Some(manifest), false) => self.dir.join(&manifest.file),
             (None, false) => return Ok(None),
@@ -264,10 +264,10 @@ impl Store {
         let Some(meta) = std::fs::metadata(&tar).ok().filter(|meta| meta.is_file()) else { return Ok(None) };
         let (suite, arch) = match &manifest {
             Some(manifest) => (manifest.suite.clone(), manifest.arch.clone()),
-            None => foreign_names(name).unwrap_or_default(),
+            None => handmade_names(name).unwrap_or_default(),
         };
         Ok(Some(Entry {
-            kind: if foreign { Kind::Foreign } else { Kind::Base },
+            kind: if handmade { Kind::Handmade } else { Kind::Base },
             size_bytes: meta.len(),
             made: manifest
                 .as_ref()
@@ -309,12 +309,12 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn is_foreign(name: &str) -> bool {
+fn is_handmade(name: &str) -> bool {
     name.starts_with("cache-") && name.ends_with(".tar")
 }
 
 /// Suite and architecture in `cache-SUITE-ARCH.tar`.
-fn foreign_names(name: &str) -> Option<(String, String)> {
+fn handmade_names(name: &str) -> Option<(String, String)> {
     let middle = name.strip_prefix("cache-")?.strip_suffix(".tar")?;
     let (suite, arch) = middle.rsplit_once('-')?;
     Some((suite.to_owned(), arch.to_owned()))
@@ -323,8 +323,7 @@ fn foreign_names(name: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::Kernel;
-    use crate::settings::{AptFile, Bootstrapper};
+    use crate::bootstrap::{AptFile, Bootstrapper, Kernel};
     use std::collections::BTreeMap;
 
     fn recipe() -> Recipe {
@@ -378,7 +377,7 @@ mod tests {
         let found = store.find(&recipe(), Some(14)).unwrap().unwrap();
         assert_eq!(
             (found.kind, found.suite.as_str(), found.arch.as_str()),
-            (Kind::Foreign, "trixie", "amd64")
+            (Kind::Handmade, "trixie", "amd64")
         );
 
         let file = File::options().write(true).open(&path).unwrap();

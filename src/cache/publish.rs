@@ -13,9 +13,15 @@ use sha2::{Digest, Sha256};
 use super::manifest::now;
 use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
-use crate::nameless::{give_name, nameless};
 use crate::report;
-use crate::settings::Compression;
+use crate::sys::tmpfile;
+
+/// How a new cache file is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+}
 
 /// A base tar while it is written.
 pub struct NewBase {
@@ -67,7 +73,7 @@ impl Write for NewBase {
 impl NewBase {
     /// Begins a base tar in `dir`.
     pub fn begin(dir: &Path, compression: Compression) -> Result<NewBase> {
-        let hashing = Hashing { file: nameless(dir)?, hash: Sha256::new(), size_bytes: 0 };
+        let hashing = Hashing { file: tmpfile::create(dir)?, hash: Sha256::new(), size_bytes: 0 };
         let buffered = BufWriter::with_capacity(1 << 20, hashing);
         let sink = match compression {
             Compression::None => Sink::Plain(buffered),
@@ -123,7 +129,7 @@ impl Finished {
         self.file.sync_all().context("flushing the cache file")?;
         let manifest = prepared(&self.dir, &self.manifest).context("writing the manifest")?;
         // Both are on the disk: from one name to the other it is a moment.
-        give_name(&self.file, &self.dir.join(&self.manifest.file))?;
+        tmpfile::link(&self.file, &self.dir.join(&self.manifest.file))?;
         named(&manifest, &self.dir.join(format!("{}.toml", self.stem)))?;
         // It is published; what it replaced is only in the way of space, and so is what was made from that.
         let orphans = store.orphans().unwrap_or_default().into_iter();
@@ -174,7 +180,7 @@ pub fn write_manifest(path: &Path, manifest: &Manifest) -> Result<()> {
 
 /// A manifest on the disk, without a name yet.
 fn prepared(dir: &Path, manifest: &Manifest) -> Result<File> {
-    let mut file = nameless(dir)?;
+    let mut file = tmpfile::create(dir)?;
     file.write_all(toml::to_string(manifest)?.as_bytes())?;
     file.sync_all()?;
     Ok(file)
@@ -187,10 +193,10 @@ fn named(file: &File, path: &Path) -> Result<()> {
         // An orphan of its key, should the program die before the rename.
         let staged = path.with_extension("new");
         let _ = std::fs::remove_file(&staged);
-        give_name(file, &staged)?;
+        tmpfile::link(file, &staged)?;
         std::fs::rename(&staged, path).with_context(context)?;
     } else {
-        give_name(file, path)?;
+        tmpfile::link(file, path)?;
     }
     let dir = path.parent().with_context(context)?;
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(context)

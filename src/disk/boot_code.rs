@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::layout::{Layout, Role};
-use super::{PartitionStyle, SECTOR_BYTES};
+use crate::filesystem::{PartitionStyle, SECTOR_BYTES};
+use crate::partition_table::layout::{Layout, Role};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// The BIOS parameter block, which is the disk's own.
@@ -107,16 +107,16 @@ mod tests {
 
     #[test]
     fn core_img_finds_its_place_or_is_refused() {
-        let wishes = crate::disk::layout::Wishes {
+        let requirements = crate::partition_table::layout::Requirements {
             alignment_sectors: 2048,
             loader: true,
             uefi: false,
             swap_bytes: None,
-            purpose: crate::disk::layout::Purpose::System,
+            purpose: crate::partition_table::layout::Purpose::System,
         };
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 30).unwrap();
-        let layout = Layout::new(PartitionStyle::Msdos, 1 << 30, wishes).unwrap();
+        let layout = Layout::new(PartitionStyle::Msdos, 1 << 30, requirements).unwrap();
         let core = vec![7u8; SECTOR * 3 - 5];
         embed(&file, &layout, &[1; SECTOR], &core).unwrap();
         let mut read = [0u8; SECTOR * 3];
@@ -128,7 +128,7 @@ mod tests {
         assert!(
             embed(&file, &layout, &[1; SECTOR], &large).unwrap_err().to_string().contains("room for 2047")
         );
-        let none = Layout::new(PartitionStyle::None, 1 << 30, wishes).unwrap();
+        let none = Layout::new(PartitionStyle::None, 1 << 30, requirements).unwrap();
         assert!(embed(&file, &none, &[1; SECTOR], &core).is_err());
     }
 }

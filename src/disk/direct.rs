@@ -2,19 +2,27 @@
 //! direct I/O cannot be had, the same writes go through the page cache.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use nix::libc;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::Disk;
-use super::loop_device::direct_io_is_safe;
 use crate::sys;
 
 /// What direct I/O is aligned to: no device has larger sectors.
 pub const ALIGNMENT_BYTES: usize = 4096;
+
+/// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// Whether direct I/O on a file or device gives what was written.
+pub(super) fn direct_io_is_safe(backing: &File) -> bool {
+    rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
+}
 
 /// A disk that is written directly.
 pub struct DirectDisk<'a> {
@@ -33,7 +41,7 @@ impl<'a> DirectDisk<'a> {
         let again = format!("/proc/self/fd/{}", disk.file.as_raw_fd());
         let direct = match direct_io_is_safe(&disk.file) {
             // A filesystem without direct I/O refuses to open it so.
-            true => File::options().write(true).custom_flags(libc::O_DIRECT).open(again).ok(),
+            true => File::options().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(again).ok(),
             false => None,
         };
         Ok(DirectDisk { disk, direct, refused: AtomicBool::new(false), shares: AtomicBool::new(true) })
@@ -43,7 +51,7 @@ impl<'a> DirectDisk<'a> {
     pub fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         let written = match &self.direct {
             Some(direct) if !self.refused.load(Ordering::Relaxed) => match direct.write_all_at(bytes, at) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                     self.refused.store(true, Ordering::Relaxed);
                     self.disk.file.write_all_at(bytes, at)
                 }
@@ -55,7 +63,7 @@ impl<'a> DirectDisk<'a> {
     }
 
     /// Writes out and forgets what went through the page cache of the disk's path, if anything did.
-    pub fn settle(&self) -> Result<()> {
+    pub fn flush(&self) -> Result<()> {
         let direct = self.direct.is_some() && !self.refused.load(Ordering::Relaxed);
         if direct { Ok(()) } else { self.disk.flush_path_cache() }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 
-use super::pages::Pages;
+use super::page_buffer::Pages;
 
 /// Small clusters keep the filesystem a FAT32, which the UEFI specification wants of a disk.
 const CLUSTER_BYTES: u32 = 1024;

@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
-use super::Filesystem;
-use crate::tool::{self, Tool, ToolError};
-
-/// The label that a filesystem on a bare disk bears until its tree is complete.
-pub const INCOMPLETE_LABEL: &str = "incomplete";
+use crate::command::{self, Tool, ToolError};
+use crate::filesystem::{Filesystem, KernelVersion};
+use crate::report;
 
 /// How a filesystem is made.
 #[derive(Debug, Clone, Copy)]
@@ -21,19 +19,15 @@ pub struct Format<'a> {
     pub label: &'a str,
     /// The kernel that must read it, where that may be older than the node's tools; its fsck and its boot loader are
     /// of the same age.
-    pub reader: Option<KernelVersion>,
+    pub oldest_kernel: Option<KernelVersion>,
     /// More options for the tool.
     pub options: &'a [&'a str],
 }
 
-/// Major and minor version of Linux.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KernelVersion(pub u32, pub u32);
-
 impl<'a> Format<'a> {
     /// With a UUID of its own, and all that the node's tools do by default.
     pub fn new(filesystem: Filesystem) -> Format<'a> {
-        Format { filesystem, uuid: Uuid::new_v4(), label: "", reader: None, options: &[] }
+        Format { filesystem, uuid: Uuid::new_v4(), label: "", oldest_kernel: None, options: &[] }
     }
 }
 
@@ -48,7 +42,7 @@ pub fn mkfs_of(filesystem: Filesystem) -> &'static str {
 
 /// What tells one ext filesystem's maker from another: its program, and what /etc says of its defaults.
 pub fn maker_of_ext() -> String {
-    let program = tool::located(mkfs_of(Filesystem::Ext4)).and_then(|path| path.metadata().ok());
+    let program = command::located(mkfs_of(Filesystem::Ext4)).and_then(|path| path.metadata().ok());
     let program = program.map(|meta| (meta.len(), meta.mtime()));
     let defaults = std::fs::read("/etc/mke2fs.conf").unwrap_or_default();
     format!("{program:?} {}", blake3::hash(&defaults).to_hex())
@@ -68,15 +62,15 @@ pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
     let tool = if label.is_empty() { tool } else { tool.args(["-L", label]) };
     let tool = tool.args(options);
     let mut made = Ok(());
-    // mke2fs heeds the last of several lists: whoever names features knows the reader.
+    // mke2fs heeds the last of several lists: who names features knows the kernel.
     let named = options.contains(&"-O");
-    let attempts = if named { vec![Vec::new()] } else { features(filesystem, format.reader) };
+    let attempts = if named { vec![Vec::new()] } else { features(filesystem, format.oldest_kernel) };
     for (count, features) in attempts.iter().enumerate() {
         let tool = tool.clone().args(features).arg(device);
         let last = count + 1 == attempts.len();
         made = if last { tool.run() } else { tool.quiet().run() };
         // A tool that is older than a feature does not know its name, and does not make it either.
-        if !matches!(&made, Err(error) if matches!(error.downcast_ref(), Some(ToolError::Status(..)))) {
+        if !matches!(&made, Err(error) if matches!(report::cause(error), Some(ToolError::Status(..)))) {
             break;
         }
     }
@@ -85,17 +79,17 @@ pub fn make_filesystem(device: &Path, format: &Format) -> Result<()> {
 
 /// Options that keep features away which a reader does not know yet: to be tried one after the other, the last one is
 /// none at all.
-fn features(filesystem: Filesystem, reader: Option<KernelVersion>) -> Vec<Vec<String>> {
+fn features(filesystem: Filesystem, oldest_kernel: Option<KernelVersion>) -> Vec<Vec<String>> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut attempts = Vec::new();
-    match (filesystem, reader) {
+    match (filesystem, oldest_kernel) {
         // e2fsprogs 1.43 made checksums first.
-        (Filesystem::Ext4, Some(reader)) if reader < KernelVersion(4, 9) => {
+        (Filesystem::Ext4, Some(kernel)) if kernel < KernelVersion(4, 9) => {
             attempts.push(words("-O ^metadata_csum_seed,^orphan_file,^metadata_csum,^64bit"));
             attempts.push(words("-O ^metadata_csum_seed,^metadata_csum,^64bit"));
         }
         // A GRUB that reads what e2fsprogs 1.47 makes came with kernels of that age.
-        (Filesystem::Ext4, Some(reader)) if reader < KernelVersion(6, 1) => {
+        (Filesystem::Ext4, Some(kernel)) if kernel < KernelVersion(6, 1) => {
             attempts.push(words("-O ^metadata_csum_seed,^orphan_file"));
         }
         // With its own seed another UUID changes the superblock alone, and not the sum of everything there is.

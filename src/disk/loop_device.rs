@@ -4,24 +4,22 @@
 //! besides makes the kernel drop the partition nodes too. Its lock keeps udev off until hooks run.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
+use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::{Disk, SECTOR_BYTES, udev};
+use super::direct::direct_io_is_safe;
+use super::holders::opened_by;
+use super::{Disk, udev};
+use crate::filesystem::SECTOR_BYTES;
 use crate::report::{self, WithHint};
-use crate::sys::{self, Blkpg, LoopSetup, loop_flags};
-use crate::{lock, signals};
-
-/// statfs type of FUSE, linux/magic.h. Direct I/O over it corrupts silently.
-const FUSE_MAGIC: u64 = 0x6573_5546;
+use crate::sys::{self, Blkpg, LoopSetup, lock, loop_flags, signals};
 
 /// How long the kernel gets to let go of the backing.
-const DETACH_PATIENCE: Duration = Duration::from_secs(15);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often a device is sought when others take the free ones.
 const ATTEMPTS: usize = 256;
@@ -108,7 +106,7 @@ impl LoopDevice {
         let node = self.partition_path(number);
         match sys::blkpg(&self.file, Blkpg::Add, number, start_bytes, size_bytes) {
             Ok(()) => {}
-            Err(Errno::EBUSY | Errno::EEXIST) => {
+            Err(Errno::BUSY | Errno::EXIST) => {
                 let name = format!("loop{}p{number}", self.number);
                 let sectors = |what: &str| self.sysfs(&format!("{name}/{what}"))?.trim().parse::<u64>().ok();
                 let there = (sectors("start"), sectors("size"));
@@ -149,7 +147,7 @@ impl LoopDevice {
         let start = Instant::now();
         let mut pause = Duration::from_micros(200);
         while shown_backing(number).is_some_and(|now| now == backing) {
-            if start.elapsed() > DETACH_PATIENCE {
+            if start.elapsed() > DETACH_TIMEOUT {
                 let who = opened_by(&path);
                 return Err(anyhow::anyhow!("{} is still held{who}", path.display()))
                     .hint("end what holds the device; it detaches by itself then");
@@ -165,8 +163,8 @@ impl LoopDevice {
         let start = Instant::now();
         loop {
             match sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0) {
-                Ok(()) | Err(Errno::ENXIO) => return Ok(()),
-                Err(Errno::EBUSY) if start.elapsed() < DETACH_PATIENCE => {
+                Ok(()) | Err(Errno::NXIO) => return Ok(()),
+                Err(Errno::BUSY) if start.elapsed() < DETACH_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {
@@ -233,8 +231,8 @@ fn try_attach(
     };
     match sys::loop_configure(&file, &setup) {
         Ok(()) => {}
-        Err(Errno::EBUSY) => return Ok(None),
-        Err(Errno::EINVAL) if direct_io => {
+        Err(Errno::BUSY) => return Ok(None),
+        Err(Errno::INVAL) if direct_io => {
             drop(file); // and with it the lock
             return try_attach(number, backing, window, flags, false);
         }
@@ -249,26 +247,4 @@ fn try_attach(
 
 fn shown_backing(number: u32) -> Option<String> {
     std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()
-}
-
-pub(super) fn direct_io_is_safe(backing: &File) -> bool {
-    rustix::fs::fstatfs(backing.as_fd()).is_ok_and(|fs| u64::try_from(fs.f_type) != Ok(FUSE_MAGIC))
-}
-
-/// ` by process 4711 (name)` for whoever else has a disk open, as far as /proc tells.
-pub(super) fn opened_by(device: &Path) -> String {
-    let own = std::process::id().to_string();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let others = processes.filter(|p| {
-        let name = p.file_name();
-        name.as_encoded_bytes()[0].is_ascii_digit() && name != *own
-    });
-    for process in others {
-        let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        if fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == device) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return format!(" by process {} ({})", process.file_name().to_string_lossy(), name.trim());
-        }
-    }
-    String::new()
 }

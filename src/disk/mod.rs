@@ -1,116 +1,24 @@
-//! Bytes to a formatted device: the backing file or device, the loop device over it, the partition table, the
-//! filesystem. This room knows no Debian, no guest and no cache.
+//! Bytes to a formatted device: the file or device that Ganeti gives, the loop device over it, the
+//! filesystem, the boot code. Must not know Debian, a guest or the cache.
 
-mod backing;
-mod behind;
+mod background_writer;
 pub mod boot_code;
+mod device;
 mod direct;
 pub mod esp;
-pub mod foreign;
 mod format;
-mod grow;
-mod held_back;
-pub mod layout;
+mod holders;
+mod identifiers;
 mod loop_device;
-mod pages;
-mod renew;
-mod table;
+mod page_buffer;
+mod staged_write;
 mod udev;
-pub mod used;
 mod wipe;
 
-use std::fmt;
-use std::str::FromStr;
-
-pub use backing::{Disk, Medium};
+pub use device::{Disk, Medium};
 pub use direct::{AlignedBuffer, DirectDisk};
-pub use format::{
-    Format, INCOMPLETE_LABEL, KernelVersion, make_filesystem, make_swap, maker_of_ext, mkfs_of,
-};
-pub use grow::{Growth, grow_table};
-pub use held_back::HeldBack;
+pub use format::{Format, make_filesystem, make_swap, maker_of_ext, mkfs_of};
+pub use identifiers::Reidentify;
 pub use loop_device::LoopDevice;
-pub use renew::Renewal;
-pub use table::{table_is_there, write_table};
+pub use staged_write::StagedWrite;
 pub use wipe::{wipe_ends, wipe_held, wipe_partitions, wipe_root, zero_range};
-
-/// The sector size of every table and loop device that we make; what Ganeti's guests see by default.
-pub const SECTOR_BYTES: u64 = 512;
-
-/// A filesystem that we can make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filesystem {
-    Ext2,
-    Ext3,
-    Ext4,
-    Xfs,
-    Btrfs,
-}
-
-impl Filesystem {
-    /// Its name, as in /proc/filesystems and fstab.
-    pub fn name(self) -> &'static str {
-        match self {
-            Filesystem::Ext2 => "ext2",
-            Filesystem::Ext3 => "ext3",
-            Filesystem::Ext4 => "ext4",
-            Filesystem::Xfs => "xfs",
-            Filesystem::Btrfs => "btrfs",
-        }
-    }
-
-    /// Whether it is one of ext2, ext3 and ext4.
-    pub fn is_ext(self) -> bool {
-        matches!(self, Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4)
-    }
-}
-
-impl fmt::Display for Filesystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Filesystem {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Filesystem, ()> {
-        use Filesystem::{Btrfs, Ext2, Ext3, Ext4, Xfs};
-        [Ext2, Ext3, Ext4, Xfs, Btrfs].into_iter().find(|fs| fs.name() == text).ok_or(())
-    }
-}
-
-/// How a disk is divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartitionStyle {
-    /// BIOS boot, ESP, and the root as partition 1, last on the disk.
-    Gpt,
-    /// One active partition.
-    Msdos,
-    /// The filesystem on the bare disk.
-    None,
-}
-
-impl PartitionStyle {
-    /// The setting's value.
-    pub fn name(self) -> &'static str {
-        match self {
-            PartitionStyle::Gpt => "gpt",
-            PartitionStyle::Msdos => "msdos",
-            PartitionStyle::None => "none",
-        }
-    }
-}
-
-impl fmt::Display for PartitionStyle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for PartitionStyle {
-    type Err = ();
-    fn from_str(text: &str) -> Result<PartitionStyle, ()> {
-        use PartitionStyle::{Gpt, Msdos, None};
-        [Gpt, Msdos, None].into_iter().find(|style| style.name() == text).ok_or(())
-    }
-}

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
-use crate::{lock, report, signals};
+use crate::report;
+use crate::sys::{lock, signals};
 
 /// There while a udev runs.
 const CONTROL: &str = "/run/udev/control";
 
 /// How long udev gets to make its links.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shares the lock of a device, and waits for the link of the filesystem on `node` where a udev runs: a boot loader
 /// that a hook installs looks for it, and names the root by the node's own device where it finds none.
@@ -51,7 +52,7 @@ fn soon(is_so: impl Fn() -> Result<bool>) -> Result<bool> {
         if is_so()? {
             return Ok(true);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(20));

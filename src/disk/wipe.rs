@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
 
-use super::layout::Layout;
 use super::{Disk, Medium};
+use crate::partition_table::layout::Layout;
 
 /// Both ends: tables and their backups, LVM labels, md superblocks (1.0 and 0.90 lie at the end), ZFS labels
 /// (two of 256 KiB at each end), every filesystem's first superblock.

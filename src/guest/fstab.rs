@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::Volumes;
-use crate::disk::Filesystem;
+use crate::filesystem::Filesystem;
 use crate::rootdir::{Kind, RootDir};
 
 /// Where it is.

@@ -1,4 +1,4 @@
-//! What makes a guest no one's twin: machine-id, SSH host keys, random seed. Nothing here runs a guest's program.
+//! What makes a guest another one than its copy: machine-id, SSH host keys, random seed. Nothing here runs a guest's program.
 
 use anyhow::{Context, Result};
 use ssh_key::rand_core::OsRng;

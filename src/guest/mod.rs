@@ -5,6 +5,7 @@
 pub mod access;
 pub mod boot;
 mod console;
+pub mod found_root;
 pub mod fstab;
 pub mod identity;
 mod mount;
@@ -13,29 +14,29 @@ pub mod network;
 pub mod references;
 mod resolver;
 pub mod swap;
-mod thaw;
 mod timezone;
+mod unlocked_files;
 
 use anyhow::Result;
 use uuid::Uuid;
 
-use crate::disk::{Filesystem, PartitionStyle};
+use crate::filesystem::{Filesystem, PartitionStyle};
 use crate::rootdir::RootDir;
 
 pub use access::Access;
 pub use console::Console;
-pub use mount::{Root, Tree, Workspace};
+pub use mount::{Root, Trust, Workspace};
 pub use names::{Called, called, edit_hosts, rename_in_hosts};
 pub use network::Network;
 pub use resolver::{HookResolver, Resolver};
-pub use thaw::Thawed;
 pub use timezone::Zone;
+pub use unlocked_files::UnlockedFiles;
 
 use crate::request::InstanceName;
 
-/// Everything that makes a tree this instance's guest. Decided by the plan; written by [`personalise()`].
+/// Everything that makes a tree this instance's guest. Decided by the plan; written by [`configure_guest()`].
 #[derive(Debug, Clone)]
-pub struct Personality {
+pub struct GuestConfig {
     pub name: InstanceName,
     pub filesystem: Filesystem,
     pub resolver: Resolver,
@@ -59,19 +60,19 @@ pub struct Volumes {
     pub esp: Option<String>,
 }
 
-/// Makes a new tree this guest's: fstab and loader for its disk, and all that [`settle()`] does.
-pub fn personalise(root: &RootDir, personality: &Personality, volumes: &Volumes) -> Result<()> {
+/// Makes a new tree this guest's: fstab and loader for its disk, and all that [`configure_identity()`] does.
+pub fn configure_guest(root: &RootDir, guest_config: &GuestConfig, volumes: &Volumes) -> Result<()> {
     root.create_dir_all("etc", 0o755)?;
-    fstab::write(root, personality.filesystem, volumes)?;
-    if personality.boots {
-        boot::personalise(root, personality.style, volumes.root, personality.console.as_ref())?;
+    fstab::write(root, guest_config.filesystem, volumes)?;
+    if guest_config.boots {
+        boot::configure_loader(root, guest_config.style, volumes.root, guest_config.console.as_ref())?;
     }
-    settle(root, personality)
+    configure_identity(root, guest_config)
 }
 
 /// Makes a tree this guest's: names, resolver, network, console, access, timezone, an identity of its own.
-pub fn settle(root: &RootDir, personality: &Personality) -> Result<()> {
-    let Personality { name, resolver, console, network, access, timezone, .. } = personality;
+pub fn configure_identity(root: &RootDir, guest_config: &GuestConfig) -> Result<()> {
+    let GuestConfig { name, resolver, console, network, access, timezone, .. } = guest_config;
     names::write(root, name)?;
     resolver.write(root)?;
     network.write(root, resolver)?;

@@ -1,38 +1,46 @@
 //! Mounts in a namespace of our own: nobody else sees them, and they go when the process goes, however it ends.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use uuid::Uuid;
 
-use crate::disk::Filesystem;
-use crate::disk::foreign::Volume;
-use crate::report::{self, Hint, WithHint};
+use crate::PROGRAM;
+use crate::command::Tool;
+use crate::filesystem::Filesystem;
+use crate::probe::Volume;
+use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
-use crate::tool::Tool;
-use crate::{PROGRAM, signals, sys};
+use crate::sys::{self, signals};
 
 /// How long a busy mount is waited for.
-const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a run that has a copy of the same btrfs mounted gets to finish.
-const NAMESAKE_PATIENCE: Duration = Duration::from_secs(20);
+const DUPLICATE_UUID_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// No program, device or suid bit counts.
-const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const INERT: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Whose files a filesystem holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tree {
+pub enum Trust {
     /// This node's: its programs are run. With more options for the mount.
-    Ours { options: &'static str },
+    Trusted { options: &'static str },
     /// Somebody else's: inert.
-    Strangers,
+    Untrusted,
+}
+
+/// Which of the kernel's filesystem drivers mounts, and how.
+struct Driver {
+    name: &'static str,
+    flags: MountFlags,
+    options: &'static str,
 }
 
 /// A private mount namespace with a place to mount things in.
@@ -46,14 +54,14 @@ impl Workspace {
     /// seen by nobody else. Call before any thread exists.
     pub fn enter() -> Result<Workspace> {
         let dir = PathBuf::from("/run").join(PROGRAM);
-        unshare(CloneFlags::CLONE_NEWNS)
+        sys::new_mount_namespace()
             .context("entering a private mount namespace")
             .hint("the program must run as root")?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
             .context("making the mount namespace private")?;
-        // Never removed: it is a mount point in the namespaces of other runs, whose mounts would go with it.
+        // Never removed: it is a mount point in the namespaces of other runs, trust mounts would go with it.
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        mount(Some(PROGRAM), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755,size=1m"))
+        mount(PROGRAM, &dir, "tmpfs", MountFlags::empty(), c"mode=0755,size=1m")
             .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
         Ok(Workspace { dir })
     }
@@ -64,37 +72,32 @@ impl Workspace {
     }
 
     /// Mounts a device that we formatted as `name` in the workspace.
-    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, tree: Tree) -> Result<Root> {
-        let (flags, options) = match tree {
-            Tree::Ours { options } => (MsFlags::empty(), options),
-            Tree::Strangers => (INERT, ""),
+    pub fn mount(&self, device: &Path, filesystem: Filesystem, name: &str, trust: Trust) -> Result<Root> {
+        let (flags, options) = match trust {
+            Trust::Trusted { options } => (MountFlags::empty(), options),
+            Trust::Untrusted => (INERT, ""),
         };
-        self.mount_as(device, filesystem, filesystem.name(), name, flags, options)
+        self.mount_as(device, filesystem, name, Driver { name: filesystem.name(), flags, options })
     }
 
     /// A small tree in memory, named `name` in the workspace; gone when it is dropped.
     pub fn scratch(&self, name: &str, max_bytes: u64) -> Result<Root> {
         let target = self.dir.join(name);
         std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-        mount(
-            Some(PROGRAM),
-            &target,
-            Some("tmpfs"),
-            INERT,
-            Some(format!("mode=0700,size={max_bytes}").as_str()),
-        )
-        .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
+        let options = CString::new(format!("mode=0700,size={max_bytes}"))?;
+        mount(PROGRAM, &target, "tmpfs", INERT, options.as_c_str())
+            .with_context(|| format!("mounting a tmpfs on {}", target.display()))?;
         Root::of(target)
     }
 
     /// Mounts a filesystem that was found on a disk as `name` in the workspace. Damage makes it read-only, whatever it
     /// says itself (ext4 could ask for a panic).
-    pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, tree: Tree) -> Result<Root> {
+    pub fn mount_found(&self, device: &Path, volume: Volume, name: &str, trust: Trust) -> Result<Root> {
         let filesystem = volume.filesystem;
         if filesystem == Filesystem::Btrfs {
-            await_namesake(volume)?;
+            await_duplicate_uuid(volume)?;
         }
-        let flags = if tree == Tree::Strangers { INERT } else { MsFlags::empty() };
+        let flags = if trust == Trust::Untrusted { INERT } else { MountFlags::empty() };
         let (driver, options) = match filesystem {
             // One driver for the three, here and in every kernel of today.
             Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "errors=remount-ro"),
@@ -103,27 +106,22 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        self.mount_as(device, filesystem, driver, name, flags, options)
+        self.mount_as(device, filesystem, name, Driver { name: driver, flags, options })
             .hint("is the filesystem damaged? the guest's own fsck, or the node's, can tell")
     }
 
-    fn mount_as(
-        &self,
-        device: &Path,
-        filesystem: Filesystem,
-        driver: &str,
-        name: &str,
-        flags: MsFlags,
-        options: &str,
-    ) -> Result<Root> {
+    fn mount_as(&self, device: &Path, filesystem: Filesystem, name: &str, driver: Driver) -> Result<Root> {
+        let Driver { name: driver, flags, options } = driver;
         let target = self.dir.join(name);
         std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-        let options = Some(options).filter(|o| !o.is_empty());
-        mount(Some(device), &target, Some(driver), MsFlags::MS_NOATIME | flags, options)
+        let options = CString::new(options)?;
+        mount(device, &target, driver, MountFlags::NOATIME | flags, options.as_c_str())
             .with_context(|| format!("mounting {} as {filesystem}", device.display()))
-            .map_err(|error| match error.downcast_ref() {
-                Some(Errno::ENODEV) => error
-                    .context(Hint(format!("the node's kernel must know the filesystem: modprobe {driver}"))),
+            .map_err(|error| match report::cause(&error) {
+                Some(&Errno::NODEV) => {
+                    let hint = format!("the node's kernel must know the filesystem: modprobe {driver}");
+                    report::with_hint(error, hint)
+                }
                 _ => error,
             })?;
         Root::of(target)
@@ -132,14 +130,14 @@ impl Workspace {
 
 /// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another
 /// path to that. A copy that another run has mounted is waited for.
-fn await_namesake(volume: Volume) -> Result<()> {
+fn await_duplicate_uuid(volume: Volume) -> Result<()> {
     let start = Instant::now();
     let is_mounted = |uuid: &Uuid| Path::new("/sys/fs/btrfs").join(uuid.to_string()).exists();
     while let Some(uuid) =
         [Some(volume.uuid), volume.metadata_uuid].into_iter().flatten().find(|uuid| is_mounted(uuid))
     {
         signals::check()?;
-        if start.elapsed() > NAMESAKE_PATIENCE {
+        if start.elapsed() > DUPLICATE_UUID_TIMEOUT {
             return Err(anyhow!("this node has a btrfs filesystem with the UUID {uuid} mounted already"))
                 .hint("unmount the other one, a copy of it perhaps");
         }
@@ -200,10 +198,10 @@ impl Root {
         match sys::set_fs_label(mount_point, label) {
             Ok(()) => Ok(()),
             // Before Linux 5.17 ext4 has no such call; its tool writes to a mounted device.
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem.is_ext() => {
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) if filesystem.is_ext() => {
                 Tool::new("tune2fs").args(["-L", label]).arg(device).run()
             }
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) if filesystem == Filesystem::Btrfs => {
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) if filesystem == Filesystem::Btrfs => {
                 Tool::new("btrfs").args(["filesystem", "label"]).arg(self.path()).arg(label).run()
             }
             Err(error) => Err(error).context("setting the filesystem's label"),
@@ -222,7 +220,7 @@ impl Root {
         self.flush()?;
         (self.dir, self.held) = (None, None);
         match &mut self.mount {
-            Some(mount) => mount.unmount(UMOUNT_PATIENCE),
+            Some(mount) => mount.unmount(UMOUNT_TIMEOUT),
             None => Ok(()),
         }
     }
@@ -244,14 +242,14 @@ struct Mount {
 }
 
 impl Mount {
-    fn unmount(&mut self, patience: Duration) -> Result<()> {
+    fn unmount(&mut self, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         while self.mounted {
-            match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
+            match unmount(&self.target, UnmountFlags::NOFOLLOW) {
                 // Once more: something may have been mounted over it. EINVAL: it is no mount point any more.
                 Ok(()) => {}
-                Err(Errno::EINVAL) => self.mounted = false,
-                Err(Errno::EBUSY) if start.elapsed() < patience => {
+                Err(Errno::INVAL) => self.mounted = false,
+                Err(Errno::BUSY) if start.elapsed() < timeout => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {
@@ -269,7 +267,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         if self.mounted {
             // Lazily: the error that brought us here matters more than who still looks.
-            let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = unmount(&self.target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Thawed, fstab};
+use super::{UnlockedFiles, fstab};
 use crate::rootdir::{Kind, RootDir};
-use crate::signals;
+use crate::sys::signals;
 
 const MAX_BYTES: u64 = 1 << 20;
 /// Of all of them: each is searched for every name that the disk has.
@@ -67,9 +67,9 @@ fn rewrite_in(root: &RootDir, below: &str, text: impl Fn(&[u8], bool) -> Vec<u8>
         );
         let new = text(&old, mounts);
         if new != old {
-            let thawed = Thawed::thaw(root, [path.as_str()])?;
+            let unlocked = UnlockedFiles::unlock(root, [path.as_str()])?;
             root.rewrite(&path, &new)?;
-            thawed.freeze(root)?;
+            unlocked.relock(root)?;
         }
     }
     Ok(())

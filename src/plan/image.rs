@@ -1,13 +1,12 @@
-//! The plan for a disk image as the source: what is on the disk is the image's affair.
+//! The plan for a disk image as the source: layout, filesystems and loader are the image's own.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{DiskFacts, HookPlan, disk_path, personality, root_disk};
-use crate::guest::Personality;
-use crate::request::Instance;
-use crate::settings::{Identity, Settings};
+use super::{DiskFacts, HookPlan, Inputs, OnFailure, disk_path, guest_config, root_disk};
+use crate::guest::GuestConfig;
+use crate::settings::Identity;
 
 /// Everything that create will do with an image.
 #[derive(Debug, Clone)]
@@ -16,25 +15,29 @@ pub struct ImagePlan {
     pub disk: DiskFacts,
     /// The image, for messages.
     pub source: String,
-    pub personality: Personality,
+    pub guest_config: GuestConfig,
     pub hooks: HookPlan,
     /// Whether table and filesystems get other identifiers than the image's.
-    pub new_identifiers: bool,
-    pub keep_failed: bool,
+    pub new_identity: bool,
+    /// The instance has other disks, whose UUIDs its fstab may name.
+    pub many_disks: bool,
+    pub on_failure: OnFailure,
     pub reinstall: bool,
 }
 
 impl ImagePlan {
     /// Decides. Errors are refusals: nothing has been touched.
-    pub fn new(instance: &Instance, settings: &Settings, disk: DiskFacts, source: &str) -> Result<ImagePlan> {
+    pub fn new(inputs: Inputs<'_>, disk: DiskFacts, source: &str) -> Result<ImagePlan> {
+        let Inputs { instance, settings, .. } = inputs;
         Ok(ImagePlan {
             disk_path: disk_path(&root_disk(instance)?.address)?,
             disk,
             source: source.to_owned(),
-            personality: personality(instance, settings, false)?,
-            hooks: HookPlan::of(settings),
-            new_identifiers: settings.import_identity == Identity::New,
-            keep_failed: settings.keep_failed,
+            guest_config: guest_config(instance, settings, settings.network, false)?,
+            hooks: HookPlan::new(inputs),
+            new_identity: settings.import_identity == Identity::New,
+            many_disks: instance.disks.len() > 1,
+            on_failure: OnFailure::of(settings),
             reinstall: instance.reinstall,
         })
     }

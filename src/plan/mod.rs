@@ -1,84 +1,84 @@
-//! Request + settings + what is known of the disk -> the plan. Pure: it decides everything and touches nothing;
-//! what follows reads no settings again. Its Display is the dry run.
+//! Request + settings + what is known of the disk -> the plan. Pure: it decides everything and touches nothing; what follows
+//! reads no settings. Its Display is the dry run.
 
+mod boot;
+mod hooks;
 mod image;
+mod import;
+mod recipe;
 mod show;
+mod swap;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::bootstrap::{Kernel, Recipe};
-use crate::disk::layout::{Layout, Purpose, Wishes};
-use crate::disk::{Filesystem, KernelVersion, Medium, PartitionStyle};
-use crate::guest::boot::Firmware;
-use crate::guest::{Access, Console, Personality, Resolver, network};
-use crate::report::WithHint;
-use crate::request::{Context, DiskAddress, Instance};
-use crate::settings::together::{self, Conflict};
-use crate::settings::{BootWish, Compression, Problems, Settings, Source, SwapWish};
-use crate::suite;
+pub use boot::{BootPlan, boot_plan};
+pub use hooks::{HookPlan, assignment};
 pub use image::ImagePlan;
+pub use import::ImportPlan;
+pub use recipe::BasePlan;
+pub use swap::SwapPlan;
+
+use crate::debian;
+use crate::disk::{Disk, Medium};
+use crate::filesystem::{Filesystem, KernelVersion};
+use crate::guest::network::{self, Mode};
+use crate::guest::{Access, Console, GuestConfig, Resolver};
+use crate::partition_table::layout::{Layout, Purpose, Requirements};
+use crate::report::WithHint;
+use crate::request::{self, Context, DiskAddress, Instance};
+use crate::settings::conflicts::Conflict;
+use crate::settings::{Problems, Settings};
+
+/// What a plan is made from, beside the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub context: &'a Context,
+    pub instance: &'a Instance,
+    pub settings: &'a Settings,
+}
 
 /// What is known of the disk before the plan is made.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskFacts {
     pub size_bytes: u64,
     pub medium: Medium,
-    pub purpose: Purpose,
 }
 
 impl DiskFacts {
-    /// Those of a disk that gets a new system.
-    pub fn of_system(size_bytes: u64, medium: Medium) -> DiskFacts {
-        DiskFacts { size_bytes, medium, purpose: Purpose::System }
+    pub fn of(disk: &Disk) -> DiskFacts {
+        DiskFacts { size_bytes: disk.size_bytes, medium: disk.medium }
     }
 }
 
-/// How the base tar is had.
-#[derive(Debug, Clone)]
-pub struct BasePlan {
-    pub recipe: Recipe,
-    pub cache_dir: PathBuf,
-    pub generate_cache: bool,
-    pub compression: Compression,
-    pub clean_days: Option<u32>,
-    /// How many root filesystems the cache keeps to be copied; 0: none is made or used.
-    pub templates: usize,
-}
-
-/// How the hooks are run.
-#[derive(Debug, Clone)]
-pub struct HookPlan {
-    pub dir: Option<PathBuf>,
-    pub fail_fast: bool,
-    pub namespace: bool,
-}
-
-/// What starts the guest.
+/// What becomes of the disk of a run that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BootPlan {
-    pub kernel: Kernel,
-    pub firmware: Firmware,
-    /// The admin asked for this, it is not only what the layout has: a tree that cannot is an error.
-    pub asked_for: bool,
+pub enum OnFailure {
+    /// It is wiped: nothing that looks installed is left.
+    Wipe,
+    /// It stays as it is, to look at: `keep_failed` is set.
+    Keep,
 }
 
-/// Where swap is made.
+impl OnFailure {
+    fn of(settings: &Settings) -> OnFailure {
+        if settings.keep_failed { OnFailure::Keep } else { OnFailure::Wipe }
+    }
+}
+
+/// Where the tree of a new disk comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SwapPlan {
-    None,
-    /// A whole device of its own.
-    Device(PathBuf),
-    /// A partition of the root disk.
-    Partition,
-    /// A file in the root filesystem.
-    File {
-        size_bytes: u64,
-    },
+pub enum TreeSource {
+    /// It is that of the recipe: from the cache, or bootstrapped.
+    Recipe,
+    /// A root tar that the administrator sealed; its name.
+    File(String),
+    /// A backup on standard input.
+    Backup,
 }
 
-/// Everything that create will do.
+/// Everything that is done to make a disk with a tree, by create or import.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub disk_path: PathBuf,
@@ -86,60 +86,127 @@ pub struct Plan {
     pub layout: Layout,
     pub filesystem: Filesystem,
     /// The guest's kernel, where it may be older than the node's tools.
-    pub reader: Option<KernelVersion>,
+    pub oldest_kernel: Option<KernelVersion>,
     pub boot: Option<BootPlan>,
-    /// The file that the tree comes from; None: the tree is that of the recipe.
-    pub source: Option<String>,
+    pub source: TreeSource,
     pub base: BasePlan,
-    pub personality: Personality,
+    pub guest_config: GuestConfig,
     pub swap: SwapPlan,
     pub hooks: HookPlan,
-    pub keep_failed: bool,
+    pub on_failure: OnFailure,
     pub reinstall: bool,
+}
+
+/// What create and import decide otherwise.
+struct Choices {
+    disk_path: PathBuf,
+    disk: DiskFacts,
+    purpose: Purpose,
+    source: TreeSource,
+    boot: Option<BootPlan>,
+    swap: SwapPlan,
+    network: Mode,
+    hooks: HookPlan,
+}
+
+impl Plan {
+    /// Decides for a new instance. Errors are refusals: nothing has been touched.
+    pub fn for_create(inputs: Inputs<'_>, disk: DiskFacts, source: TreeSource) -> Result<Plan> {
+        let Inputs { instance, settings, .. } = inputs;
+        let choices = Choices {
+            disk_path: disk_path(&root_disk(instance)?.address)?,
+            disk,
+            purpose: Purpose::System,
+            source,
+            boot: boot::of_instance(instance, settings)?,
+            swap: SwapPlan::of_instance(instance, settings)?,
+            network: settings.network,
+            hooks: HookPlan::new(inputs),
+        };
+        Plan::new(inputs, choices)
+    }
+
+    /// Decides for disk `index` of an instance, of a stream that is a tree. The network's files are in the backup, and a rename
+    /// gives them new NICs; no hook runs; only the first disk has a loader or swap.
+    pub fn for_import(inputs: Inputs<'_>, (path, disk): (&Path, DiskFacts), index: usize) -> Result<Plan> {
+        let Inputs { instance, settings, .. } = inputs;
+        if let Some(disk) = instance.disks.get(index) {
+            refuse_read_only(disk, index)?;
+        }
+        let is_root = index == 0;
+        let choices = Choices {
+            disk_path: path.to_owned(),
+            disk,
+            purpose: if is_root { Purpose::RestoredRoot } else { Purpose::RestoredData },
+            source: TreeSource::Backup,
+            boot: if is_root { boot::of_instance(instance, settings)? } else { None },
+            swap: if is_root { SwapPlan::on_root_disk(settings)? } else { SwapPlan::None },
+            network: Mode::Manual,
+            hooks: HookPlan::default(),
+        };
+        Plan::new(inputs, choices)
+    }
+
+    fn new(inputs: Inputs<'_>, choices: Choices) -> Result<Plan> {
+        let Inputs { context, instance, settings } = inputs;
+        let Choices { disk_path, disk, purpose, source, boot, swap, network, hooks } = choices;
+        let requirements = Requirements {
+            alignment_sectors: settings.partition_alignment_sectors,
+            loader: boot.is_some(),
+            uefi: boot.is_some_and(|boot| boot.firmware.uefi),
+            swap_bytes: match swap {
+                SwapPlan::Partition { size_bytes } => Some(size_bytes),
+                SwapPlan::None | SwapPlan::Device(_) | SwapPlan::File { .. } => None,
+            },
+            purpose,
+        };
+        let layout = Layout::new(settings.partition_style, disk.size_bytes, requirements)
+            .with_context(|| format!("dividing {}", disk_path.display()))
+            .hint(format!(
+                "partition_style is {}{}; give the instance another disk size, or set it to another style",
+                settings.partition_style,
+                settings.set_in("partition_style")
+            ))?;
+        Ok(Plan {
+            disk_path,
+            disk,
+            layout,
+            filesystem: settings.filesystem,
+            oldest_kernel: oldest_kernel(settings, &source),
+            base: BasePlan::new(context, settings, boot.map(|boot| boot.kernel)),
+            guest_config: guest_config(instance, settings, network, boot.is_some())?,
+            boot,
+            source,
+            swap,
+            hooks,
+            on_failure: OnFailure::of(settings),
+            reinstall: instance.reinstall,
+        })
+    }
 }
 
 /// The path of a disk; what only has a URI cannot be installed.
 pub fn disk_path(address: &DiskAddress) -> Result<PathBuf> {
     match address {
         DiskAddress::Path(path) => Ok(path.clone()),
-        DiskAddress::Uri(uri) => Err(anyhow::anyhow!(
+        DiskAddress::Uri(uri) => Err(anyhow!(
             "the disk {uri} is only reachable in userspace; its access mode must be kernelspace to install it"
         )),
     }
 }
 
-/// How a root tree is had with these settings.
-pub fn base_plan(context: &Context, settings: &Settings, kernel: Option<Kernel>) -> BasePlan {
-    BasePlan {
-        recipe: Recipe::of(settings, kernel),
-        cache_dir: context.places.cache_dir.clone(),
-        generate_cache: settings.generate_cache,
-        compression: settings.cache_compression,
-        clean_days: settings.clean_cache_days,
-        templates: settings.templates,
-    }
+/// The first disk, which must be there and take writes.
+fn root_disk(instance: &Instance) -> Result<&request::Disk> {
+    let root_disk = instance.disks.first().context("an instance without disks")?;
+    refuse_read_only(root_disk, 0)?;
+    Ok(root_disk)
 }
 
-/// What starts an instance with these settings under this hypervisor; `device_types` are those of its disks and NICs.
-pub fn boot_plan(settings: &Settings, hypervisor: &str, device_types: &[String]) -> Result<Option<BootPlan>> {
-    let style = settings.partition_style;
-    // These start no kernel of the guest's.
-    let containers = ["lxc", "chroot", "fake", ""].contains(&hypervisor);
-    let wish = settings.boot;
-    if wish == BootWish::No || (wish == BootWish::Auto && (containers || style == PartitionStyle::None)) {
-        return Ok(None);
+fn refuse_read_only(disk: &request::Disk, index: usize) -> Result<()> {
+    if disk.read_only {
+        bail!("disk {index}, {}, is read-only (DISK_{index}_ACCESS=ro)", disk.address.display());
     }
-    refuse(together::against_boot(settings))?;
-    let firmware = match (wish, style) {
-        (BootWish::Bios, _) | (_, PartitionStyle::Msdos) => Firmware { bios: true, uefi: false },
-        (BootWish::Uefi, _) => Firmware { bios: false, uefi: true },
-        _ => Firmware { bios: true, uefi: true },
-    };
-    // PV-GRUB2 unpacks gzip, xz and lzo: bookworm's generic kernel, no cloud kernel, and none of trixie's (zstd), which
-    // wants pygrub. Emulated devices have their drivers in the generic one.
-    let paravirtual = hypervisor != "xen-pvm" && device_types.iter().all(|kind| kind == "paravirtual");
-    let kernel = if paravirtual { Kernel::Cloud } else { Kernel::Generic };
-    Ok(Some(BootPlan { kernel, firmware, asked_for: wish != BootWish::Auto }))
+    Ok(())
 }
 
 /// All conflicts in one answer.
@@ -148,69 +215,13 @@ fn refuse(conflicts: impl IntoIterator<Item = Conflict>) -> Result<()> {
     if sentences.is_empty() { Ok(()) } else { Err(Problems(sentences).into()) }
 }
 
-/// Debian's pygrub brings readers of its own: of ext2 to ext4, and of no xfs or btrfs that is made today.
-fn refuse_pygrub(instance: &Instance, settings: &Settings) -> Result<()> {
-    if !instance.pygrub || settings.filesystem.is_ext() {
-        return Ok(());
-    }
-    Err(anyhow::anyhow!(
-        "the instance is started by pygrub (use_bootloader), which cannot read {}{}",
-        settings.filesystem,
-        settings.set_in("filesystem")
-    ))
-    .hint("set filesystem to ext4, or start the instance by PV-GRUB2, or set boot to \"no\"")
-}
-
-/// Where swap comes.
-fn swap_plan(instance: &Instance, settings: &Settings) -> Result<SwapPlan> {
-    if let Some(device) = &instance.swap {
-        return Ok(SwapPlan::Device(device.clone()));
-    }
-    let is_swap = |disk: &crate::request::Disk| disk.name.as_deref() == Some("swap");
-    let index = match settings.swap {
-        SwapWish::No => return Ok(SwapPlan::None),
-        SwapWish::Size(_) if settings.partition_style != PartitionStyle::None => {
-            return Ok(SwapPlan::Partition);
-        }
-        SwapWish::Size(size_bytes) => {
-            refuse(together::against_swap_file(settings))?;
-            return Ok(SwapPlan::File { size_bytes });
-        }
-        SwapWish::Disk(index) => index,
-        SwapWish::Auto => match instance.disks.iter().skip(1).position(is_swap) {
-            Some(position) => position + 1,
-            None => return Ok(SwapPlan::None),
-        },
-    };
-    let Some(disk) = instance.disks.get(index) else {
-        let have = instance.disks.len();
-        return Err(anyhow::anyhow!(
-            "swap is \"disk{index}\"{}, but the instance has {have} disks",
-            settings.set_in("swap")
-        ))
-        .hint("give it the disk (--disk 1:size=...), or set swap to a size or \"no\"");
-    };
-    ensure!(!disk.read_only, "disk {index}, {}, is to be swap but is read-only", disk.address.display());
-    disk_path(&disk.address).map(SwapPlan::Device)
-}
-
-impl HookPlan {
-    fn of(settings: &Settings) -> HookPlan {
-        HookPlan {
-            dir: settings.customize_dir.clone(),
-            fail_fast: settings.hooks_fail_fast,
-            namespace: settings.hooks_namespace,
-        }
-    }
-}
-
 /// What makes a tree this instance's guest.
-fn personality(instance: &Instance, settings: &Settings, boots: bool) -> Result<Personality> {
+fn guest_config(instance: &Instance, settings: &Settings, mode: Mode, boots: bool) -> Result<GuestConfig> {
     let network = match instance.nics_are_known {
-        true => network::decide(&instance.nics, settings.network, &instance.hypervisor),
-        false => network::any_nic(settings.network),
+        true => network::decide(&instance.nics, mode, &instance.hypervisor),
+        false => network::any_nic(mode),
     };
-    Ok(Personality {
+    Ok(GuestConfig {
         name: instance.name.clone(),
         filesystem: settings.filesystem,
         resolver: Resolver {
@@ -221,8 +232,7 @@ fn personality(instance: &Instance, settings: &Settings, boots: bool) -> Result<
         style: settings.partition_style,
         boots,
         network: network.context("setting up the guest's network").hint(format!(
-            "network is {}{}; correct the NIC (gnt-instance modify --net), or set network to dhcp or manual",
-            settings.network,
+            "network is {mode}{}; correct the NIC (gnt-instance modify --net), or set network to dhcp or manual",
             settings.set_in("network")
         ))?,
         access: Access { keys: settings.ssh_keys.clone(), password: settings.password_hash.clone() },
@@ -230,69 +240,17 @@ fn personality(instance: &Instance, settings: &Settings, boots: bool) -> Result<
     })
 }
 
-/// The first disk, which must be there and take writes.
-fn root_disk(instance: &Instance) -> Result<&crate::request::Disk> {
-    let root_disk = instance.disks.first().context("an instance without disks")?;
-    if root_disk.read_only {
-        bail!("disk 0, {}, is read-only (DISK_0_ACCESS=ro)", root_disk.address.display());
-    }
-    Ok(root_disk)
-}
-
-impl Plan {
-    /// Decides. Errors are refusals: nothing has been touched.
-    pub fn new(context: &Context, instance: &Instance, settings: &Settings, disk: DiskFacts) -> Result<Plan> {
-        let root_disk = root_disk(instance)?;
-        let boot = boot_plan(settings, &instance.hypervisor, &instance.device_types)?;
-        if boot.is_some() {
-            refuse_pygrub(instance, settings)?;
-        }
-        let swap = swap_plan(instance, settings)?;
-        let wishes = Wishes {
-            alignment_sectors: settings.partition_alignment_sectors,
-            loader: boot.is_some(),
-            uefi: boot.is_some_and(|boot| boot.firmware.uefi),
-            swap_bytes: match (&swap, settings.swap) {
-                (SwapPlan::Partition, SwapWish::Size(bytes)) => Some(bytes),
-                _ => None,
-            },
-            purpose: disk.purpose,
-        };
-        let layout = Layout::new(settings.partition_style, disk.size_bytes, wishes)
-            .with_context(|| format!("dividing {}", root_disk.address.display()))
-            .hint(format!(
-                "partition_style is {}{}; give the instance another disk size, or set it to another style",
-                settings.partition_style,
-                settings.set_in("partition_style")
-            ))?;
-        let personality = personality(instance, settings, boot.is_some())?;
-        Ok(Plan {
-            disk_path: disk_path(&root_disk.address)?,
-            disk,
-            layout,
-            filesystem: settings.filesystem,
-            reader: reader(settings, disk.purpose),
-            boot,
-            source: None,
-            base: base_plan(context, settings, boot.map(|boot| boot.kernel)),
-            personality,
-            swap,
-            hooks: HookPlan::of(settings),
-            keep_failed: settings.keep_failed,
-            reinstall: instance.reinstall,
-        })
-    }
-}
-
 /// The oldest kernel that reads ext4 with checksums.
-const OLDEST_READER: KernelVersion = KernelVersion(4, 9);
+const OLDEST_WITH_CHECKSUMS: KernelVersion = KernelVersion(4, 9);
 
-/// Who must read the root. A tree that somebody brings may be of any release: its ext4 has nothing new, and loses nothing.
-fn reader(settings: &Settings, purpose: Purpose) -> Option<KernelVersion> {
-    let named = suite::kernel(&settings.suite);
-    let brought = purpose != Purpose::System || matches!(settings.source, Source::File(_));
-    match settings.filesystem {
-        Filesystem::Ext4 if brought => Some(named.map_or(OLDEST_READER, |kernel| kernel.min(OLDEST_READER))),
+/// The oldest kernel that must read the root. The release of a tree from a backup or a file is unknown, so its ext4 uses only
+/// features that stretch and later can read; it loses nothing by that.
+fn oldest_kernel(settings: &Settings, source: &TreeSource) -> Option<KernelVersion> {
+    let named = debian::kernel(&settings.suite);
+    match (settings.filesystem, source) {
+        (Filesystem::Ext4, TreeSource::File(_) | TreeSource::Backup) => {
+            Some(named.map_or(OLDEST_WITH_CHECKSUMS, |kernel| kernel.min(OLDEST_WITH_CHECKSUMS)))
+        }
         _ => named,
     }
 }

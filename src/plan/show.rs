@@ -3,17 +3,17 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{BootPlan, DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan};
+use super::{BootPlan, DiskFacts, HookPlan, ImagePlan, Plan, SwapPlan, TreeSource};
 use crate::bootstrap::Recipe;
 use crate::disk::Medium;
-use crate::disk::layout::Role;
-use crate::guest::Personality;
+use crate::guest::GuestConfig;
 use crate::guest::boot::Firmware;
+use crate::partition_table::layout::Role;
 use crate::report::size;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_target(f, &self.personality, self.reinstall, &self.disk_path, self.disk)?;
+        write_target(f, &self.guest_config, self.reinstall, &self.disk_path, self.disk)?;
         writeln!(f, "layout      {}", self.layout.style)?;
         for partition in &self.layout.partitions {
             let role = match partition.role {
@@ -27,10 +27,10 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "filesystem  {}", self.filesystem)?;
         match &self.source {
-            Some(file) => writeln!(f, "source      {file}, a root tar")?,
-            None => write_recipe(f, &self.base.recipe)?,
+            TreeSource::File(file) => writeln!(f, "source      {file}, a root tar")?,
+            TreeSource::Recipe | TreeSource::Backup => write_recipe(f, &self.base.recipe)?,
         }
-        write_guest(f, &self.personality)?;
+        write_guest(f, &self.guest_config)?;
         match &self.boot {
             Some(BootPlan { kernel, firmware, .. }) => {
                 let firmware = match firmware {
@@ -45,7 +45,7 @@ impl fmt::Display for Plan {
         match &self.swap {
             SwapPlan::None => {}
             SwapPlan::Device(path) => writeln!(f, "swap        {}", path.display())?,
-            SwapPlan::Partition => writeln!(f, "swap        partition 2")?,
+            SwapPlan::Partition { .. } => writeln!(f, "swap        partition 2")?,
             SwapPlan::File { size_bytes } => writeln!(f, "swap        /swapfile, {}", size(*size_bytes))?,
         }
         write_hooks(f, &self.hooks)
@@ -54,9 +54,9 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for ImagePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_target(f, &self.personality, self.reinstall, &self.disk_path, self.disk)?;
+        write_target(f, &self.guest_config, self.reinstall, &self.disk_path, self.disk)?;
         writeln!(f, "source      {}, a disk image; layout, filesystems and loader are its own", self.source)?;
-        write_guest(f, &self.personality)?;
+        write_guest(f, &self.guest_config)?;
         write_hooks(f, &self.hooks)
     }
 }
@@ -77,7 +77,7 @@ fn write_recipe(f: &mut fmt::Formatter<'_>, recipe: &Recipe) -> fmt::Result {
 
 fn write_target(
     f: &mut fmt::Formatter<'_>,
-    personality: &Personality,
+    guest_config: &GuestConfig,
     reinstall: bool,
     path: &Path,
     disk: DiskFacts,
@@ -86,12 +86,12 @@ fn write_target(
         Medium::File => "file",
         Medium::Block => "block device",
     };
-    writeln!(f, "instance    {}{}", personality.name, if reinstall { " (made anew)" } else { "" })?;
+    writeln!(f, "instance    {}{}", guest_config.name, if reinstall { " (made anew)" } else { "" })?;
     writeln!(f, "disk        {} ({medium}, {})", path.display(), size(disk.size_bytes))
 }
 
-fn write_guest(f: &mut fmt::Formatter<'_>, personality: &Personality) -> fmt::Result {
-    let Personality { network, access, timezone, console, .. } = personality;
+fn write_guest(f: &mut fmt::Formatter<'_>, guest_config: &GuestConfig) -> fmt::Result {
+    let GuestConfig { network, access, timezone, console, .. } = guest_config;
     match console {
         Some(console) => writeln!(f, "console     {} at {}", console.port, console.speed)?,
         None => writeln!(f, "console     none on a serial line")?,

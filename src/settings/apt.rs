@@ -2,18 +2,12 @@
 
 use std::path::Path;
 
+use crate::bootstrap::AptFile;
+
 /// Files beyond this are no sources and no keys.
 const MAX_BYTES: u64 = 1 << 20;
 /// Files beyond this are no list of a site's sources.
 const MAX_FILES: usize = 100;
-
-/// A file of apt's in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AptFile {
-    /// In the guest, relative to its root.
-    pub path: String,
-    pub content: Vec<u8>,
-}
 
 /// Reads the directory: `*.list` and `*.sources` are sources, `*.asc` and `*.gpg` keys, which sources name as
 /// /etc/apt/keyrings/NAME, `*.pref` preferences. Other names are left out. Problems are sentences.
@@ -30,7 +24,7 @@ pub fn read(dir: &Path, problems: &mut Vec<String>) -> Vec<AptFile> {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let Some(place) = place(&name) else { continue };
         let path = entry.path();
-        problems.extend(super::files::writable_by_others(&path));
+        problems.extend(crate::admin_file::writable_by_others(&path));
         match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => {}
             _ => {

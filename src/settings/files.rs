@@ -1,12 +1,12 @@
 //! One TOML file of settings: read, checked for who may write it, each value with its line.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::table::{self, KEYS, Kind};
-use super::{Origin, Value, Values};
+use super::origin::{Origin, Value, Values};
+use super::table::{self, KEYS};
+use crate::admin_file::writable_by_others;
 use crate::report;
 
 /// Larger files are refused: nobody writes a megabyte of settings.
@@ -36,17 +36,6 @@ pub fn read(path: &Path, role: Role) -> Option<TomlFile> {
         Err(problem) => return Some(TomlFile { problems: vec![problem], ..TomlFile::default() }),
     };
     Some(parse(&text, path, role))
-}
-
-/// Whether others than root (or whoever runs us) may write a file: a sentence, or None.
-pub fn writable_by_others(path: &Path) -> Option<String> {
-    let meta = std::fs::metadata(path).ok()?;
-    let us = nix::unistd::geteuid().as_raw();
-    let mode = meta.mode() & 0o7777;
-    if meta.uid() != 0 && meta.uid() != us {
-        return Some(format!("{} belongs to uid {}, not to root", path.display(), meta.uid()));
-    }
-    (mode & 0o022 != 0).then(|| format!("{} can be written by others (mode {mode:04o})", path.display()))
 }
 
 fn read_guarded(path: &Path) -> Result<Option<String>, String> {
@@ -105,7 +94,7 @@ fn parse(text: &str, path: &Path, role: Role) -> TomlFile {
             file.problems.push(format!("{at}: unknown key {}{}", report::quoted(&name), nearest(&name)));
             continue;
         };
-        match to_text(key.kind, value.get_ref()) {
+        match key.kind.text_of_toml(value.get_ref()) {
             Ok(text) => drop(file.values.insert(key.name, Value { text, origin })),
             Err(expected) => {
                 file.problems.push(format!("{at}: {} is of the wrong type; expected {expected}", key.name))
@@ -124,29 +113,6 @@ fn nearest(name: &str) -> String {
     let by_distance = || names.min_by_key(|known| strsim::damerau_levenshtein(known, &lower));
     let known = legacy.map(|key| key.name).or_else(by_distance).unwrap_or_default();
     format!("; the nearest known one is \"{known}\"")
-}
-
-/// A TOML value as the text that [`Kind::complaint`] judges.
-fn to_text(kind: Kind, value: &DeValue) -> Result<String, &'static str> {
-    match (kind, value) {
-        (Kind::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
-        (Kind::Bool, _) => Err("true or false, without quotes"),
-        (Kind::Integer { .. } | Kind::Days, DeValue::Integer(value)) if value.radix() == 10 => {
-            Ok(value.as_str().replace('_', ""))
-        }
-        (Kind::Days, DeValue::String(text)) if text.is_empty() => Ok(String::new()),
-        (Kind::Integer { .. }, _) => Err("a number, without quotes"),
-        (Kind::Days, _) => Err("a number of days without quotes, or \"\" for never"),
-        (Kind::Names | Kind::Addresses | Kind::SshKeys, DeValue::Array(members)) => {
-            let word = |member: &DeValue| member.as_str().map(str::to_owned);
-            let words = members.iter().map(|member| word(member.get_ref())).collect::<Option<Vec<_>>>();
-            let separator = if kind == Kind::SshKeys { "\n" } else { "," };
-            words.map(|words| words.join(separator)).ok_or("an array of strings")
-        }
-        (_, DeValue::String(text)) => Ok(text.to_string()),
-        (Kind::Names | Kind::Addresses | Kind::SshKeys, _) => Err("an array of strings, or a string"),
-        _ => Err("a string"),
-    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::origin::{Origin, Value, Values};
 use super::table::{KEYS, Key, Kind};
-use super::{Origin, Value, Values};
-use crate::report::WithHint;
+use crate::command::{DEFAULT_PATH, Tool};
+use crate::report::{self, WithHint};
 use crate::request::Env;
-use crate::tool::{DEFAULT_PATH, Tool};
 
 const SCRIPT: &str = include_str!("evaluate.sh");
 
@@ -46,7 +46,7 @@ pub struct Evaluated {
 pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Evaluated> {
     let legacy_keys = || KEYS.iter().filter_map(|key| key.legacy.map(|legacy| (key, legacy)));
     let pair = |values: &Values, key: &Key, legacy: &str| {
-        values.get(key.name).map(|value| format!("{legacy}={}", to_shell(key, &value.text)))
+        values.get(key.name).map(|value| format!("{legacy}={}", key.kind.shell_of_text(&value.text)))
     };
     let default_pairs: Vec<String> =
         legacy_keys().filter_map(|(key, legacy)| pair(defaults, key, legacy)).collect();
@@ -78,13 +78,13 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
 
 /// The whole script in an error helps nobody: only what bash said.
 fn shorten(error: anyhow::Error, files: &Files) -> anyhow::Error {
-    use crate::tool::ToolError;
+    use crate::command::ToolError;
     let names = || {
         let file = files.defaults_file.map(|f| f.display().to_string());
         let variant = files.variant_file.map(|f| f.display().to_string());
         file.into_iter().chain(variant).collect::<Vec<_>>().join(", ")
     };
-    match error.downcast_ref::<ToolError>() {
+    match report::cause::<ToolError>(&error) {
         Some(ToolError::Status(_, status, tail)) => {
             anyhow::anyhow!("bash stopped in {} with exit status {status}{tail}", names())
         }
@@ -92,21 +92,6 @@ fn shorten(error: anyhow::Error, files: &Files) -> anyhow::Error {
             anyhow::anyhow!("bash stopped in {} by signal {signal}{tail}", names())
         }
         _ => error,
-    }
-}
-
-fn to_shell(key: &Key, text: &str) -> String {
-    match (key.kind, text) {
-        (Kind::Bool, "true") => "yes".into(),
-        (Kind::Bool, _) => "no".into(),
-        _ => text.to_owned(),
-    }
-}
-
-fn from_shell(key: &Key, text: &str) -> String {
-    match key.kind {
-        Kind::Bool => (text == "yes").to_string(),
-        _ => text.to_owned(),
     }
 }
 
@@ -176,7 +161,7 @@ impl Records {
                 let (path, line) = lines.get(legacy).cloned().map_or((file, None), |(p, l)| (p, Some(l)));
                 Origin::File { path, line }
             };
-            let value = |text: &String, origin| Value { text: from_shell(key, text), origin };
+            let value = |text: &String, origin| Value { text: key.kind.text_of_shell(text), origin };
             let inherited = given.get(OsString::from(legacy).as_os_str());
             if let (Some(text), Some(file)) = (self.legacy.get(legacy), files.defaults_file) {
                 let own =

@@ -1,14 +1,10 @@
 //! Settings shown and checked: `config show` and `config check`; knows no disk and no cache.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde_json::json;
 
-use super::syntax::split;
-use super::table::{KEYS, Kind};
+use super::table::KEYS;
 use super::{Judgement, Layers, Origin, Settings, published, with_files};
-use crate::guest::access::parse_keys;
 use crate::report;
 use crate::request::{Context, VariantName};
 
@@ -31,40 +27,25 @@ pub fn as_text(layers: &Layers, with_origin: bool) -> String {
 }
 
 fn rows(layers: &Layers) -> Vec<(&'static str, String, String)> {
-    let mut rows = vec![("defaults", format!("{:?}", layers.era.to_string()), layers.era_reason.clone())];
+    let mut rows =
+        vec![("defaults", format!("{:?}", layers.defaults.to_string()), layers.defaults_reason.clone())];
     for key in KEYS {
         if let Some(value) = layers.values.get(key.name) {
-            rows.push((key.name, as_toml(key.kind, &value.text), value.origin.to_string()));
+            rows.push((key.name, key.kind.toml_of_text(&value.text), value.origin.to_string()));
         }
     }
     rows
 }
 
-/// A value as config.toml takes it.
-fn as_toml(kind: Kind, text: &str) -> String {
-    match kind {
-        Kind::Bool | Kind::Integer { .. } => text.to_owned(),
-        Kind::Days if !text.is_empty() => text.to_owned(),
-        Kind::Names | Kind::Addresses => format!("{:?}", split(text).collect::<Vec<_>>()),
-        Kind::SshKeys => format!("{:?}", parse_keys(text).unwrap_or_default()),
-        _ => format!("{:?}", shown(kind, text)),
-    }
-}
-
-/// The text, or that there is one.
-fn shown(kind: Kind, text: &str) -> &str {
-    if kind.is_secret() && !text.is_empty() { "(set)" } else { text }
-}
-
 /// The same as JSON: an array of objects with key, value, origin, and file and line where there are.
 pub fn as_json(layers: &Layers) -> serde_json::Value {
     let mut all = vec![json!({
-        "key": "defaults", "value": layers.era.to_string(), "origin": layers.era_reason,
+        "key": "defaults", "value": layers.defaults.to_string(), "origin": layers.defaults_reason,
     })];
     for key in KEYS {
         let Some(value) = layers.values.get(key.name) else { continue };
         let mut object = json!({
-            "key": key.name, "value": shown(key.kind, &value.text), "origin": value.origin.to_string(),
+            "key": key.name, "value": key.kind.shown(&value.text), "origin": value.origin.to_string(),
         });
         if let Origin::File { path, line } = &value.origin {
             object["file"] = json!(path);
@@ -95,20 +76,19 @@ pub fn check(context: &Context) -> Result<Check> {
                 let Judgement { settings, problems, .. } = judgement;
                 add(&mut check.problems, problems);
                 add(&mut check.problems, missing_hooks(&settings).into_iter().collect());
-                let layers = settings.layers;
-                add(&mut check.warnings, layers.warnings);
-                layers.values.get("variants_dir").map(|value| value.text.clone())
+                add(&mut check.warnings, settings.layers.warnings);
+                Some(settings.variants_dir)
             }
             Err(error) => {
                 add(&mut check.problems, vec![report::sentence(&error)]);
                 None
             }
         };
-        dir.unwrap_or_else(|| context.places.config_dir.join("variants").display().to_string())
+        dir.unwrap_or_else(|| context.places.config_dir.join("variants"))
     };
     let dir = gather(&mut check, None);
     let mut names = published(&context.places);
-    names.extend(with_files(Path::new(&dir)));
+    names.extend(with_files(&dir));
     names.sort();
     names.dedup();
     for name in names {
@@ -124,7 +104,7 @@ pub fn check(context: &Context) -> Result<Check> {
 /// A directory of hooks that somebody named and that is not there: no hook would run. The default one may be missing.
 fn missing_hooks(settings: &Settings) -> Option<String> {
     let dir = settings.customize_dir.as_deref()?;
-    let is_default = matches!(settings.layers.values.get("customize_dir")?.origin, Origin::Default(_));
+    let is_default = matches!(settings.origin("customize_dir")?, Origin::Default(_));
     let missing = !is_default && dir.is_absolute() && !dir.is_dir();
     let origin = settings.set_in("customize_dir");
     missing.then(|| {

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Role, TomlFile};
-use super::{Origin, Value, Values};
+use super::origin::{Origin, Value, Values};
+use crate::admin_file;
 use crate::request::{Context, Places};
 
 /// Names that need no file: the releases that debootstrap knows, and this name for the plain settings.
@@ -119,7 +120,7 @@ impl Source {
     /// Reads the TOML file, and warns of what stands beside it.
     pub fn read(&self, problems: &mut Vec<String>, warnings: &mut Vec<String>) -> TomlFile {
         if let Some(conf) = &self.conf {
-            warnings.extend(files::writable_by_others(conf));
+            warnings.extend(admin_file::writable_by_others(conf));
             if let Some(toml) = &self.toml {
                 warnings.push(format!(
                     "{} and {} both exist; where they differ the former holds",

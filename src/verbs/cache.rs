@@ -6,14 +6,15 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::base::{self, Freshness};
-use super::{Outcome, answer, image, node_context, template, warn};
+use super::{Outcome, answer, image, node_context, warn};
 use crate::bootstrap::{Kernel, downloads};
 use crate::cache::{Entry, Kind, Store, TemplateEntry, manifest_path};
 use crate::cli::CacheCommand;
 use crate::disk::Medium;
 use crate::guest::Workspace;
-use crate::plan::{BasePlan, DiskFacts, Plan, base_plan, boot_plan};
+use crate::install::base_tree::{self, Freshness};
+use crate::install::template;
+use crate::plan::{BasePlan, DiskFacts, Inputs, Plan, TreeSource, boot_plan};
 use crate::report::{self, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
@@ -43,7 +44,7 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
 /// The trees of a variant that are to be made, with its settings.
 fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
     for plan in plans(env, variant, None)? {
-        base::ready(&plan, workspace, freshness)?;
+        base_tree::ready(&plan, workspace, freshness)?;
     }
     Ok(())
 }
@@ -52,15 +53,17 @@ fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Fre
 fn disk_plan(env: &Env, variant: Option<&str>, size_bytes: u64) -> Result<Plan> {
     let (name, output) = ("template.example.org", Path::new("/template"));
     let wanted = image::Wanted { name, variant, size_bytes, output, params: &[] };
-    let (context, instance) = image::as_noded_would(&wanted, env)?;
+    let (context, instance) = image::request(&wanted, env)?;
     let mut settings = Settings::load(&context, "cache")?;
     settings.generate_cache = true;
-    Plan::new(&context, &instance, &settings, DiskFacts::of_system(size_bytes, Medium::File))
+    let facts = DiskFacts { size_bytes, medium: Medium::File };
+    let inputs = Inputs { context: &context, instance: &instance, settings: &settings };
+    Plan::for_create(inputs, facts, TreeSource::Recipe)
 }
 
 /// The template for the disk of a plan.
 fn build_template(plan: &Plan, workspace: &Workspace) -> Result<()> {
-    let base = base::ready(&plan.base, workspace, Freshness::Cached)?;
+    let base = base_tree::ready(&plan.base, workspace, Freshness::Cached)?;
     match template::wanted(plan, &base, workspace)? {
         Some(template) => report::line(&format!("{:>10}  {}", "template", template.path.display())),
         None => report::warning("such a disk gets no template: its tree is unpacked"),
@@ -77,11 +80,11 @@ fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<
     // Whoever asks for one wants it, whatever creates do by themselves.
     settings.generate_cache = true;
     let usual = boot_plan(&settings, "kvm", &[])?.map(|boot| boot.kernel);
-    let mut plans = vec![base_plan(&context, &settings, usual)];
+    let mut plans = vec![BasePlan::new(&context, &settings, usual)];
     for other in
         [None, Some(Kernel::Cloud), Some(Kernel::Generic)].into_iter().filter(|other| *other != usual)
     {
-        let plan = base_plan(&context, &settings, other);
+        let plan = BasePlan::new(&context, &settings, other);
         if store.map(|store| store.has(&plan.recipe)).transpose()? == Some(true) {
             plans.push(plan);
         }
@@ -100,16 +103,18 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     let mut failed = Vec::new();
     for name in &names {
         let result = plans(env, Some(name), Some(store)).and_then(|plans| {
-            for plan in plans.iter().filter(|plan| !done.contains(&plan.recipe.shape())).collect::<Vec<_>>() {
-                let shapes = store.shapes(&plan.recipe)?;
-                let base = base::ready(plan, &workspace, Freshness::Anew)?;
-                template::make_again(plan, &base, &shapes, &workspace)?;
-                done.push(plan.recipe.shape());
+            for plan in
+                plans.iter().filter(|plan| !done.contains(&plan.recipe.cache_key())).collect::<Vec<_>>()
+            {
+                let specs = store.specs(&plan.recipe)?;
+                let base = base_tree::ready(plan, &workspace, Freshness::Anew)?;
+                template::make_again(plan, &base, &specs, &workspace)?;
+                done.push(plan.recipe.cache_key());
             }
             Ok(())
         });
         if let Err(error) = result {
-            crate::signals::check()?;
+            crate::sys::signals::check()?;
             report::error(&error);
             failed.push(name.clone());
         }
@@ -222,7 +227,7 @@ fn state(entry: &Entry, days: Option<u32>) -> &'static str {
     match (sealed, entry.expired(days), entry.kind) {
         (true, _, _) => "sealed",
         (_, true, _) => "expired",
-        (_, _, Kind::Foreign) => "by hand",
+        (_, _, Kind::Handmade) => "by hand",
         _ => "ready",
     }
 }
@@ -251,13 +256,13 @@ fn template_object(entry: &TemplateEntry) -> serde_json::Value {
         "state": if entry.template.is_ok() { "ready" } else { "damaged" },
     });
     if let Ok(template) = &entry.template {
-        let (origin, shape) = (template.origin(), template.shape());
+        let (origin, spec) = (template.origin(), template.spec());
         object["suite"] = json!(origin.suite);
         object["arch"] = json!(origin.arch);
         object["kernel"] = json!(dash(&origin.kernel));
         object["tree"] = json!(origin.file);
-        object["filesystem"] = json!(shape.filesystem);
-        object["root_bytes"] = json!(shape.size_bytes);
+        object["filesystem"] = json!(spec.filesystem);
+        object["root_bytes"] = json!(spec.size_bytes);
         object["made"] = json!(seconds(template.made()));
     }
     object
@@ -318,7 +323,7 @@ fn verify(store: &Store) -> Result<Outcome> {
             Ok(()) if entry.manifest.is_some() => "good",
             Ok(()) => "no manifest (cache seal makes one)",
             Err(error) => {
-                crate::signals::check()?;
+                crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(entry.name());
                 "DAMAGED"
@@ -331,7 +336,7 @@ fn verify(store: &Store) -> Result<Outcome> {
         let verdict = match entry.template.and_then(|template| template.verify()) {
             Ok(()) => "good",
             Err(error) => {
-                crate::signals::check()?;
+                crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(name.clone());
                 "DAMAGED"

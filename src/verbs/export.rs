@@ -9,13 +9,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 
 use super::Outcome;
-use crate::disk::foreign::{Content, Part, TableKind};
-use crate::disk::{Disk, Medium, SECTOR_BYTES, foreign, used};
+use crate::backup::disk_archive::{self, DiskFacts, Export, Manifest, PartitionFacts};
+use crate::disk::{Disk, Medium};
+use crate::filesystem::SECTOR_BYTES;
 use crate::plan::disk_path;
+use crate::probe::{self, Content, Part, Survey};
 use crate::report::{self, WithHint, size};
 use crate::request::{DiskAddress, Instance};
-use crate::stream::image::{self, DiskFacts, Export, Manifest, PartitionFacts};
-use crate::{PROGRAM, VERSION, sys};
+use crate::{PROGRAM, VERSION, allocation, sys};
 
 /// Writes disk `index` to standard output; `size_fd` is where Ganeti hears how much to expect.
 pub fn export(
@@ -36,13 +37,14 @@ pub fn export(
         instance.name,
         size(disk.size_bytes)
     ));
-    let (table, parts) = survey(&disk);
+    let survey = survey(&disk);
     let exporting = || format!("exporting disk {index} of {}", instance.name);
-    let in_use =
-        report::step("finding out what is in use", || used::of_disk(&disk, &parts, image::RANGES_MAX))
-            .with_context(exporting)?;
-    let manifest = manifest(&disk, index, table, &parts, &in_use);
-    for (part, whole) in parts.iter().zip(&in_use.whole) {
+    let in_use = report::step("finding out what is in use", || {
+        allocation::of_disk(&disk, &survey.parts, disk_archive::RANGES_MAX)
+    })
+    .with_context(exporting)?;
+    let manifest = manifest(&disk, index, &survey, &in_use);
+    for (part, whole) in survey.parts.iter().zip(&in_use.whole) {
         report::line(&format!("{:>10}  {}", "", carried(part, whole.as_deref())));
     }
     let made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
@@ -88,27 +90,21 @@ fn carried(part: &Part, whole: Option<&str>) -> String {
 }
 
 /// A disk whose table does not hold together is carried as it lies: what is wrong with it is its owner's business.
-fn survey(disk: &Disk) -> (Option<TableKind>, Vec<Part>) {
+fn survey(disk: &Disk) -> Survey {
     let survey = match disk.medium {
         // It has one page cache, whoever writes it, and no loop device is going to read past that: dropping it would
         // only cost (a warm export takes twice as long).
-        Medium::File => foreign::survey_bytes(&disk.file, disk.size_bytes),
-        Medium::Block => foreign::survey(disk),
+        Medium::File => probe::survey(&disk.region()),
+        Medium::Block => disk.survey(),
     };
     survey.unwrap_or_else(|error| {
         report::warning(&format!("{}; all of the disk is carried", report::sentence(&error)));
         let (content, size_bytes) = (Content::Unknown, disk.size_bytes);
-        (None, vec![Part { number: None, start_bytes: 0, size_bytes, content }])
+        Survey { table: None, parts: vec![Part { number: None, start_bytes: 0, size_bytes, content }] }
     })
 }
 
-fn manifest(
-    disk: &Disk,
-    index: usize,
-    table: Option<TableKind>,
-    parts: &[Part],
-    in_use: &used::DiskUse,
-) -> Manifest {
+fn manifest(disk: &Disk, index: usize, survey: &Survey, in_use: &allocation::DiskUse) -> Manifest {
     let partition = |(part, whole): (&Part, &Option<String>)| {
         let uuid = match &part.content {
             Content::Filesystem(volume) => Some(volume.uuid),
@@ -125,18 +121,22 @@ fn manifest(
         })
     };
     Manifest {
-        format: image::FORMAT,
+        format: disk_archive::FORMAT,
         program: format!("{PROGRAM} {VERSION}"),
         disk: DiskFacts {
             index,
             size_bytes: disk.size_bytes,
             sector_bytes: SECTOR_BYTES,
-            layout: table.map_or("none".into(), |table| table.to_string()),
+            layout: survey.table.map_or("none".into(), |table| table.to_string()),
             used_bytes: in_use.data.used_bytes(),
-            content: parts.iter().find(|part| part.number.is_none()).map(|part| part.content.to_string()),
+            content: survey
+                .parts
+                .iter()
+                .find(|part| part.number.is_none())
+                .map(|part| part.content.to_string()),
             zero: in_use.zero.extents().map(|run| (run.start, run.end - run.start)).collect(),
         },
-        partitions: parts.iter().zip(&in_use.whole).filter_map(partition).collect(),
+        partitions: survey.parts.iter().zip(&in_use.whole).filter_map(partition).collect(),
     }
 }
 

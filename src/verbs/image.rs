@@ -9,14 +9,14 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Outcome, create};
 use crate::cli::{Format, ImageArgs};
+use crate::command::{self, Tool};
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
-use crate::nameless::{give_name, nameless};
-use crate::plan::DiskFacts;
+use crate::plan::{DiskFacts, Inputs};
 use crate::report::{self, WithHint};
-use crate::request::{Api5Flags, Context, Env, Instance, Refusal, Request, Task, Verb};
+use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::Settings;
-use crate::tool::{self, Tool};
+use crate::sys::tmpfile;
 
 /// Makes a disk image; the file appears when it is complete.
 pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
@@ -34,22 +34,23 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
         bail!("the directory {} does not exist", dir.display());
     }
     if args.format == Format::Qcow2 {
-        tool::require("qemu-img")?;
+        command::require("qemu-img")?;
     }
     let (name, variant) = (&args.name, args.variant.as_deref());
     let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };
-    let (context, instance) = as_noded_would(&wanted, &env)?;
+    let (context, instance) = request(&wanted, &env)?;
     let settings = Settings::load(&context, "create")?;
+    let inputs = Inputs { context: &context, instance: &instance, settings: &settings };
     if args.dry_run {
-        let facts = DiskFacts::of_system(args.size, Medium::File);
-        return create::show(&context, &instance, &settings, facts);
+        let facts = DiskFacts { size_bytes: args.size, medium: Medium::File };
+        return create::show(inputs, facts);
     }
     // First: a name can only be given in the mount namespace where the file was made.
     let workspace = Workspace::enter()?;
-    let file = nameless(dir)?;
+    let file = tmpfile::create(dir)?;
     file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
     let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
-    create::on_disk(&context, &instance, &settings, &disk, &workspace)?;
+    create::on_disk(inputs, &disk, &workspace)?;
     publish(args, &file, dir)?;
     report::line(&format!("{:>10}  {}", "image", args.output.display()));
     Ok(Outcome::Done)
@@ -64,11 +65,13 @@ pub struct Wanted<'a> {
     pub params: &'a [(String, String)],
 }
 
-/// What a node daemon's environment for such an instance under KVM would say.
-pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instance)> {
-    let mut given = super::node_context(env, wanted.variant)?.env;
+/// The request for such an instance under KVM. Its environment is what a node daemon's would be: shell files of settings and
+/// hooks look at it.
+pub fn request(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instance)> {
+    let instance = instance(wanted)?;
+    let mut context = super::node_context(env, wanted.variant)?;
     let places = env.iter().filter(|(name, _)| name.to_string_lossy().starts_with("GANETI_DEBOOTSTRAP_"));
-    given.extend(places.map(|(n, v)| (n.clone(), v.clone())));
+    context.env.extend(places.map(|(n, v)| (n.clone(), v.clone())));
     let size_mib = (wanted.size_bytes >> 20).to_string();
     let output = wanted.output.to_string_lossy();
     let facts = [
@@ -76,7 +79,7 @@ pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instan
         ("OS_NAME", "debootstrap"),
         ("OS_VARIANT", wanted.variant.unwrap_or("")),
         ("INSTANCE_NAME", wanted.name),
-        ("HYPERVISOR", "kvm"),
+        ("HYPERVISOR", instance.hypervisor.as_str()),
         ("DISK_COUNT", "1"),
         ("DISK_0_ACCESS", "rw"),
         ("DISK_0_PATH", &output),
@@ -86,31 +89,51 @@ pub fn as_noded_would(wanted: &Wanted<'_>, env: &Env) -> Result<(Context, Instan
         ("INSTANCE_HV_serial_console", "True"),
         ("INSTANCE_HV_serial_speed", "115200"),
     ];
-    given.extend(facts.map(|(name, value)| (name.into(), value.into())));
+    context.env.extend(facts.map(|(name, value)| (name.into(), value.into())));
     for (key, value) in wanted.params {
-        given.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
-    }
-    match Request::read(Verb::Create, given, &Api5Flags::default()) {
-        Ok(Request { context, task: Task::Create(mut instance) }) => {
-            instance.nics_are_known = false;
-            Ok((context, instance))
+        context.env.insert(format!("OSP_{}", key.to_uppercase()).into(), value.into());
+        if !value.is_empty() {
+            context.parameters.insert(key.to_lowercase(), value.clone());
         }
-        Ok(_) => bail!("an image is a create"),
-        Err(Refusal::Faults(faults)) => bail!("{}", faults.join("\n  ")),
-        Err(Refusal::ByHand) => bail!("the request was not understood"),
     }
+    Ok((context, instance))
+}
+
+fn instance(wanted: &Wanted<'_>) -> Result<Instance> {
+    let name = InstanceName::parse(wanted.name)
+        .with_context(|| format!("the name is {}; expected a host name", report::quoted(wanted.name)))?;
+    let disk = request::Disk {
+        address: DiskAddress::Path(wanted.output.to_owned()),
+        size_mib: Some(wanted.size_bytes >> 20),
+        read_only: false,
+        name: None,
+        frontend: None,
+    };
+    Ok(Instance {
+        name,
+        hypervisor: "kvm".into(),
+        disks: vec![disk],
+        nics: Vec::new(),
+        nics_are_known: false,
+        reinstall: false,
+        swap: None,
+        pygrub: false,
+        serial_console: true,
+        serial_speed: Some(115_200),
+        device_types: Vec::new(),
+    })
 }
 
 /// Gives the finished disk its name, in one step where it replaces another.
 fn publish(args: &ImageArgs, file: &File, dir: &Path) -> Result<()> {
     file.sync_all().context("flushing the image")?;
     if args.format == Format::Raw && !args.output.exists() {
-        return give_name(file, &args.output);
+        return tmpfile::link(file, &args.output);
     }
     let staging = tempfile::Builder::new().prefix(".image-").tempdir_in(dir).context("making a directory")?;
     let staged = staging.path().join("image");
     match args.format {
-        Format::Raw => give_name(file, &staged)?,
+        Format::Raw => tmpfile::link(file, &staged)?,
         Format::Qcow2 => report::long_step("converting to qcow2", || {
             let source = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
             Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(source).arg(&staged).run()

@@ -1,26 +1,13 @@
 //! The verbs: each reads as a story and composes the other rooms.
 
-mod adopted;
-mod base;
 mod cache;
 mod config;
 mod create;
 mod export;
-mod golden;
-mod guest_disk;
 mod image;
 mod import;
-mod import_plan;
-mod loader;
-mod new_identity;
-mod paste;
 mod rename;
-mod restore_disk;
-mod source;
-mod template;
-mod unpack;
 mod verify;
-mod work;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

@@ -2,12 +2,13 @@
 
 use anyhow::{Context as _, Result};
 
-use super::guest_disk::GuestRoot;
 use super::{Outcome, answer, warn};
-use crate::disk::{Disk, foreign};
-use crate::guest::network::Mode;
-use crate::guest::{self, Network, Renaming, Resolver, Workspace, network};
+use crate::disk::Disk;
+use crate::guest::found_root::GuestRoot;
+use crate::guest::network::{self, Mode};
+use crate::guest::{self, Network, Renaming, Resolver, Workspace};
 use crate::plan::disk_path;
+use crate::probe::Survey;
 use crate::report;
 use crate::request::{Context, Instance, InstanceName};
 use crate::settings::Settings;
@@ -19,7 +20,7 @@ pub fn rename(context: &Context, instance: &Instance, old: &InstanceName, dry_ru
     let disk = Disk::open(&disk_path(address)?)?;
     let renaming = plan(instance, &settings, old)?;
     if dry_run {
-        let (table, parts) = foreign::survey(&disk)?;
+        let Survey { table, parts } = disk.survey()?;
         let table = table.map_or("none".to_owned(), |table| table.to_string());
         let parts: String = parts.iter().map(|part| format!("            {part}\n")).collect();
         let path = disk.path.display();

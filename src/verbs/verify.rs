@@ -6,10 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Outcome, warn};
-use crate::bootstrap::mmdebstrap;
+use crate::admin_file::writable_by_others;
+use crate::bootstrap::{Bootstrapper, mmdebstrap};
 use crate::report;
 use crate::request::Context;
-use crate::settings::{Bootstrapper, Judgement, Settings, Source, writable_by_others};
+use crate::settings::{Judgement, Settings, Source};
 
 /// Where the node's own timezones are.
 const ZONES: &str = "/usr/share/zoneinfo";
@@ -65,7 +66,7 @@ fn unknown_timezone(judgement: &Judgement) -> Option<String> {
     if is_zone || !std::fs::read_to_string(zones.join("tzdata.zi")).is_ok_and(|list| !names(&list, &zone)) {
         return None;
     }
-    let origin = &judgement.settings.layers.values.get("timezone")?.origin;
+    let origin = &judgement.settings.origin("timezone")?;
     let (zone, origin) = (report::quoted(&zone), origin.to_string());
     Some(format!(
         "timezone is {zone}, which the tzdata of this node does not know; expected one like \"Europe/Berlin\" (set in {origin})"

@@ -10,9 +10,9 @@ use std::process::Command;
 
 use crate::common::{BlockDevice, tool};
 use anyhow::Result;
+use ganeti_instance_debootstrap::backup::dump::Stats;
+use ganeti_instance_debootstrap::backup::{self, Source};
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::stream::dump::Stats;
-use ganeti_instance_debootstrap::stream::{self, Source};
 
 /// Links that need blocks of 4 KiB.
 const LONG_LINKS: &str = r#"
@@ -171,10 +171,10 @@ impl Drop for Mount {
 }
 
 fn restore(backup: impl Read + 'static, target: &Path) -> Result<Stats> {
-    let Source::Dump(mut dump) = stream::open(Box::new(backup))? else {
+    let Source::Dump(mut dump) = backup::open(Box::new(backup))? else {
         anyhow::bail!("it is taken for something else than a dump");
     };
-    stream::dump::restore(&mut dump, &RootDir::open(target).unwrap(), &nothing)
+    backup::dump::restore(&mut dump, &RootDir::open(target).unwrap(), &nothing)
 }
 
 #[test]
@@ -316,14 +316,14 @@ fn windows_of_gigabytes_are_refused() {
     place.sh("xz -k --lzma2=preset=0,dict=1GiB zeros; cat zeros | zstd -q --ultra -20 --long=30 > zeros.zst");
     for suffix in ["xz", "zst"] {
         let input = fs::File::open(place.at(&format!("zeros.{suffix}"))).unwrap();
-        let error = format!("{:#}", stream::open(Box::new(input)).err().unwrap());
+        let error = format!("{:#}", backup::open(Box::new(input)).err().unwrap());
         assert!(error.contains("larger than 32 MiB"), "{error}");
     }
     // What usual options make is read.
     place.sh("rm zeros.*; xz -8 -k zeros; cat zeros | zstd -q -19 > zeros.zst");
     for suffix in ["xz", "zst"] {
         let input = fs::File::open(place.at(&format!("zeros.{suffix}"))).unwrap();
-        let error = format!("{:#}", stream::open(Box::new(input)).err().unwrap());
+        let error = format!("{:#}", backup::open(Box::new(input)).err().unwrap());
         assert!(error.contains("no known format"), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! Disks that travel: export, import, the formats in between, and the maps of what is in use. Needs root.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
+mod before;
 #[path = "../common/mod.rs"]
 mod common;
 mod dump;

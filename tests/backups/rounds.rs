@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::backup::{assert_same_trees, dirty, export, import, imported};
 use crate::common::{BlockDevice, GIB, Mounted, Node, assert_same_content, tool};
-use ganeti_instance_debootstrap::stream::image::Image;
+use ganeti_instance_debootstrap::backup::disk_archive::Image;
 use nix::fcntl::FallocateFlags;
 
 const KIB: u64 = 1 << 10;

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::tree::{self, PackStats, UnpackStats};
+use ganeti_instance_debootstrap::tar::{self, PackStats, UnpackStats};
 
 /// A tree of everything that each of the tars can carry.
 const COMMON: &str = r#"
@@ -137,7 +137,7 @@ impl Place {
         let mut out = fs::File::create(self.at(archive)).unwrap();
         let root = RootDir::open(&self.at(tree)).unwrap();
         let mut on_skip = |path: &Path, reason: &str| skipped.push(format!("{}: {reason}", path.display()));
-        let stats = tree::pack(&root, &mut out, &mut on_skip, &nothing).unwrap();
+        let stats = tar::pack(&root, &mut out, &mut on_skip, &nothing).unwrap();
         assert!(skipped.is_empty(), "{skipped:?}");
         stats
     }
@@ -145,7 +145,7 @@ impl Place {
     fn unpack(&self, archive: &str, tree: &str) -> UnpackStats {
         let root = RootDir::open(&self.dir(tree)).unwrap();
         let mut input = fs::File::open(self.at(archive)).unwrap();
-        tree::unpack(&mut input, &root, &nothing).unwrap_or_else(|error| panic!("{archive}: {error:#}"))
+        tar::unpack(&mut input, &root, &nothing).unwrap_or_else(|error| panic!("{archive}: {error:#}"))
     }
 
     /// Fails unless rsync sees no difference: contents, owners, modes, nanoseconds, hard links,
@@ -283,7 +283,7 @@ fn sockets_and_mounts_are_left_out_with_a_word() {
     let mut archive = Vec::new();
     let root = RootDir::open(&source).unwrap();
     let mut on_skip = |path: &Path, reason: &str| skipped.push(format!("{}: {reason}", path.display()));
-    let packed = tree::pack(&root, &mut archive, &mut on_skip, &nothing);
+    let packed = tar::pack(&root, &mut archive, &mut on_skip, &nothing);
     place.sh("umount source/mnt/other source/mnt/same source/over");
     drop(root);
     place.sh("umount source");
@@ -296,6 +296,6 @@ fn sockets_and_mounts_are_left_out_with_a_word() {
     ];
     assert_eq!(skipped, expected);
     let root = RootDir::open(&place.dir("copy")).unwrap();
-    tree::unpack(&mut Cursor::new(archive), &root, &nothing).unwrap();
+    tar::unpack(&mut Cursor::new(archive), &root, &nothing).unwrap();
     assert_eq!(place.sh("cd copy && find . | LC_ALL=C sort"), ".\n./file\n./mnt\n");
 }

@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::common::{Mounted, processor_time, tool};
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
-use ganeti_instance_debootstrap::disk::used::{Usage, UsedMap, ext};
+use ganeti_instance_debootstrap::allocation::{AllocationMap, Usage, ext4};
+use ganeti_instance_debootstrap::reader::{ReadAt, Region};
 use ganeti_instance_debootstrap::sys;
 use sha2::{Digest, Sha256};
 
@@ -79,10 +79,10 @@ fn made(path: &Path, size_bytes: u64, options: &str) {
 
 fn usage(path: &Path) -> Usage {
     let file = File::open(path).unwrap();
-    ext::usage(&file, 0, file.metadata().unwrap().len()).unwrap()
+    Usage::of(ext4::map(&Region::new(&file, 0, file.metadata().unwrap().len()))).unwrap()
 }
 
-fn map(path: &Path, what: &str) -> UsedMap {
+fn map(path: &Path, what: &str) -> AllocationMap {
     match usage(path) {
         Usage::Part(map) => map,
         Usage::Whole(reason) => panic!("{what}: {reason}"),
@@ -90,7 +90,7 @@ fn map(path: &Path, what: &str) -> UsedMap {
 }
 
 /// Copies what is in use, and leaves zeros or noise elsewhere.
-fn copied(source: &Path, target: &Path, map: &UsedMap, noise: bool) {
+fn copied(source: &Path, target: &Path, map: &AllocationMap, noise: bool) {
     let (source, size_bytes) = (File::open(source).unwrap(), map.size_bytes());
     let target = File::create(target).unwrap();
     target.set_len(size_bytes).unwrap();
@@ -195,7 +195,7 @@ fn numbers_after<'a>(line: &'a str, word: &str) -> impl Iterator<Item = u64> + u
 }
 
 /// What dumpe2fs says is in use; without what its groups have not written of their inode tables.
-fn map_of_dumpe2fs(path: &Path) -> UsedMap {
+fn map_of_dumpe2fs(path: &Path) -> AllocationMap {
     let text = tool("dumpe2fs", &[path.to_str().unwrap()]);
     let field = |name: &str| text.lines().find_map(|line| numbers_after(line, name).next());
     let block_bytes = field("Block size:").unwrap();
@@ -204,7 +204,7 @@ fn map_of_dumpe2fs(path: &Path) -> UsedMap {
     let inode_bytes = field("Inode size:").unwrap();
     let blocks = field("Block count:").unwrap();
     let size_bytes = fs::metadata(path).unwrap().len();
-    let mut map = UsedMap::empty(size_bytes);
+    let mut map = AllocationMap::empty(size_bytes);
     let mut unwritten = Vec::new();
     let (mut zeroed, mut table, mut group) = (false, 0..0, 0..0);
     map.mark(0, 2048);
@@ -249,7 +249,7 @@ fn e2fsck(path: &Path) {
 }
 
 /// Wants that a copy of what is in use, over zeros and over noise, is the same filesystem.
-fn assert_copies_are_whole(dir: &Path, source: &Path, map: &UsedMap, what: &str) {
+fn assert_copies_are_whole(dir: &Path, source: &Path, map: &AllocationMap, what: &str) {
     let expected = listing(Mounted::with(source, "ro,loop").path());
     for noise in [false, true] {
         let copy = dir.join("copy");
@@ -396,6 +396,10 @@ fn stopped_dead(
             scope.spawn(move || write_until_it_fails(path, worker, synced));
         }
         std::thread::sleep(after);
+        // A disk that others keep busy may take longer.
+        while synced.lock().unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let durable = synced.lock().unwrap().clone();
         sys::shut_down_fs(&root).unwrap();
         durable
@@ -543,7 +547,9 @@ fn answer(image: &[u8]) -> Usage {
     const START_BYTES: u64 = 123 * 512;
     let left_bytes = Cell::new(4 * image.len() as u64);
     let watched = Watched { bytes: image, start_bytes: START_BYTES, left_bytes };
-    let (usage, took) = processor_time(|| ext::usage(&watched, START_BYTES, image.len() as u64).unwrap());
+    let (usage, took) = processor_time(|| {
+        Usage::of(ext4::map(&Region::new(&watched, START_BYTES, image.len() as u64))).unwrap()
+    });
     assert!(took < Duration::from_secs(1), "{took:?}");
     if let Usage::Part(map) = &usage {
         assert_eq!(map.size_bytes(), image.len() as u64);

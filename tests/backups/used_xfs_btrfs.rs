@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::live::{Dice, assert_kept, hash, write_until, write_until_shut_down};
 use crate::common::{GIB, Mounted, processor_time, tool};
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
-use ganeti_instance_debootstrap::disk::used::{Usage, UsedMap, btrfs, xfs};
+use ganeti_instance_debootstrap::allocation::{AllocationMap, Usage, btrfs, xfs};
+use ganeti_instance_debootstrap::reader::{ReadAt, Region};
 use ganeti_instance_debootstrap::sys;
 
 const MIB: u64 = 1 << 20;
@@ -102,7 +102,7 @@ enum Rest {
 }
 
 /// A copy of what is in use.
-fn copy_used(from: &Path, map: &UsedMap, to: &Path, rest: Rest) {
+fn copy_used(from: &Path, map: &AllocationMap, to: &Path, rest: Rest) {
     let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
     to.set_len(map.size_bytes()).unwrap();
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
@@ -138,7 +138,7 @@ fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>) {
     }
 }
 
-fn part(usage: Usage) -> UsedMap {
+fn part(usage: Usage) -> AllocationMap {
     match usage {
         Usage::Part(map) => map,
         Usage::Whole(reason) => panic!("all of it: {reason}"),
@@ -148,13 +148,13 @@ fn part(usage: Usage) -> UsedMap {
 fn usage_of_xfs(image: &Path) -> Usage {
     let file = File::open(image).unwrap();
     let size_bytes = file.metadata().unwrap().len();
-    xfs::usage(&file, 0, size_bytes).unwrap()
+    Usage::of(xfs::map(&Region::new(&file, 0, size_bytes))).unwrap()
 }
 
 fn usage_of_btrfs(image: &Path) -> Usage {
     let file = File::open(image).unwrap();
     let size_bytes = file.metadata().unwrap().len();
-    btrfs::usage(&file, 0, size_bytes).unwrap()
+    Usage::of(btrfs::map(&Region::new(&file, 0, size_bytes))).unwrap()
 }
 
 /// What xfs_db calls free, in bytes.
@@ -208,7 +208,7 @@ fn a_copy_of_what_xfs_uses_is_that_xfs() {
             .split("-b size=")
             .nth(1)
             .map_or(4096, |rest| rest.split(' ').next().unwrap().parse().unwrap());
-        let mut by_xfs_db = UsedMap::full(size_bytes);
+        let mut by_xfs_db = AllocationMap::full(size_bytes);
         for free in free_by_xfs_db(&original, block_bytes) {
             by_xfs_db.clear(free.start, free.end - free.start);
         }
@@ -500,11 +500,11 @@ impl<'a> Patched<'a> {
 }
 
 const CRC32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
-type Reader = fn(&Patched, u64, u64) -> anyhow::Result<Usage>;
+type Reader = fn(&Region<'_>) -> anyhow::Result<Usage>;
 
 /// An answer, soon.
 fn answer(reader: Reader, disk: &Patched, size_bytes: u64, what: &str) -> Usage {
-    let (usage, took) = processor_time(|| reader(disk, disk.start_bytes, size_bytes));
+    let (usage, took) = processor_time(|| reader(&Region::new(disk, disk.start_bytes, size_bytes)));
     assert!(took < Duration::from_secs(1), "{what}: {took:?}");
     usage.unwrap_or_else(|e| panic!("{what}: {e:#}"))
 }
@@ -609,7 +609,7 @@ fn damaged_maps_have_an_answer() {
             let block = (start >> bits) * field("agblocks") + (start & ((1 << bits) - 1));
             damage(
                 &path,
-                |disk, start, size| xfs::usage(disk, start, size),
+                |region| Usage::of(xfs::map(region)),
                 (0, 512),
                 block * 4096..(block + blocks) * 4096,
             );
@@ -617,7 +617,7 @@ fn damaged_maps_have_an_answer() {
             let snapshot = dir.path().join("snapshot");
             tool("cp", &["--sparse=always", path.to_str().unwrap(), snapshot.to_str().unwrap()]);
             drop(mounted);
-            damage(&snapshot, |disk, start, size| btrfs::usage(disk, start, size), (64 << 10, 4096), 0..0);
+            damage(&snapshot, |region| Usage::of(btrfs::map(region)), (64 << 10, 4096), 0..0);
         }
     }
     let grown = peak_memory_bytes() - before;

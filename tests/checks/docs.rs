@@ -23,6 +23,16 @@ fn compare(file: &str, wanted: &str) {
     );
 }
 
+/// Compares the part of a document between `<!-- NAME -->` and `<!-- end -->`.
+pub fn compare_part(file: &str, name: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let document = std::fs::read_to_string(path).unwrap();
+    let mark = format!("<!-- {name} -->\n");
+    let (before, rest) = document.split_once(&mark).expect("the table begins");
+    let (_, after) = rest.split_once("<!-- end -->").expect("the table ends");
+    compare(file, &format!("{before}{mark}{wanted}<!-- end -->{after}"));
+}
+
 #[test]
 fn parameters_list_names_every_os_parameter() {
     compare("os-def/parameters.list", &parameters_list());
@@ -40,7 +50,7 @@ fn the_template_of_config_toml_shows_every_setting() {
     );
     for key in KEYS {
         text += &format!("\n# {}.\n", key.help);
-        if key.parameter {
+        if key.is_parameter() {
             text += "# Also an OS parameter, which wins.\n";
         }
         text += &format!("#{} = {}\n", key.name, default_of(key));
@@ -55,8 +65,6 @@ fn the_template_of_config_toml_shows_every_setting() {
 
 #[test]
 fn the_readme_shows_every_setting() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
     let mut table = String::from(
         "| setting | shell variable | OS parameter | default | meaning |\n|---|---|---|---|---|\n",
     );
@@ -66,12 +74,10 @@ fn the_readme_shows_every_setting() {
             "| `{}` | {} | {} | `{}` | {}{days} |\n",
             key.name,
             key.legacy.map_or(String::new(), |name| format!("`{name}`")),
-            if key.parameter { "yes" } else { "" },
+            if key.is_parameter() { "yes" } else { "" },
             default_of(key),
             key.help,
         );
     }
-    let (before, rest) = readme.split_once("<!-- settings -->\n").expect("the README's table begins");
-    let (_, after) = rest.split_once("<!-- end -->").expect("the README's table ends");
-    compare("README.md", &format!("{before}<!-- settings -->\n{table}<!-- end -->{after}"));
+    compare_part("README.md", "settings", &table);
 }

@@ -1,7 +1,7 @@
-//! Which rooms of the house may import which, and where they go round in circles. Read from the sources: no import can
-//! hide from it, as long as it is formatted by rustfmt.
+//! Which rooms of the house may import which; no modules import each other in a circle. Read from the sources: no import
+//! can hide from it, as long as it is formatted by rustfmt.
 //!
-//! A room is a module of src/. Both tables only get shorter: what is not imported any more leaves them.
+//! A room is a module of src/. The table is shown in ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,49 +9,61 @@ use std::path::{Path, PathBuf};
 
 use crate::common::project;
 
-/// Room by room, what it imports.
+/// A room, what it owns, and what it imports. From the entry down; docs compare ARCHITECTURE.md with it.
 #[rustfmt::skip]
-const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("bootstrap", &["guest", "init", "nameless", "report", "rootdir", "settings", "signals", "tool"]),
-    ("cache", &["bootstrap", "lock", "nameless", "report", "settings", "signals", "stream"]),
-    ("cli", &["settings"]),
-    ("disk", &["lock", "report", "signals", "sys", "tool"]),
-    ("guest", &["disk", "report", "request", "rootdir", "signals", "sys", "tool"]),
-    ("hooks", &["init", "plan", "report", "request", "settings", "tool"]),
-    ("init", &["report", "sys"]),
-    ("lock", &["signals"]),
-    ("main", &["cli", "init", "report", "request", "signals", "sys", "verbs"]),
-    ("nameless", &[]),
-    ("plan", &["bootstrap", "disk", "guest", "report", "request", "settings", "suite"]),
-    ("report", &["signals"]),
-    ("request", &["report"]),
-    ("rootdir", &[]),
-    ("settings", &["bootstrap", "disk", "guest", "report", "request", "tool"]),
-    ("signals", &[]),
-    ("stream", &["disk", "report", "rootdir", "signals", "tree"]),
-    ("suite", &["disk"]),
-    ("sys", &[]),
-    ("tool", &["init", "report", "signals", "sys"]),
-    ("tree", &["rootdir"]),
-    (
-        "verbs",
-        &[
-            "bootstrap", "cache", "cli", "disk", "guest", "hooks", "nameless", "plan", "report", "request",
-            "rootdir", "settings", "signals", "stream", "sys", "tool", "tree",
-        ],
-    ),
-];
-
-/// Modules of one directory that import each other, directly or by way of others: the directory, and those modules.
-const CIRCLES: &[(&str, &[&str])] = &[
-    ("src", &["bootstrap", "settings"]),
-    ("src/disk", &["backing", "loop_device"]),
-    ("src/disk/used/btrfs", &["chunks", "superblock", "tree"]),
-    ("src/disk/used/xfs", &["free_space", "replay"]),
-    ("src/settings", &["files", "layers", "shell", "variants"]),
-    ("src/tree", &["pax", "sparse"]),
-    ("src/verbs", &["create", "golden"]),
-    ("benches/speed", &["measure", "sides"]),
+const ROOMS: &[(&str, &str, &[&str])] = &[
+    ("main", "the entry: finds the verb, sets up the process, prints the error; alone chooses the exit status",
+        &["cli", "command", "report", "request", "sys", "verbs"]),
+    ("cli", "what can be typed: clap's types",
+        &["settings"]),
+    ("verbs", "create, import, export, rename, verify, image, cache, config: each one story",
+        &["admin_file", "allocation", "backup", "bootstrap", "cache", "cli", "command", "disk", "filesystem", "guest", "install", "plan", "probe", "report", "request", "restore", "settings", "sys"]),
+    ("plan", "decides everything from request, settings and facts; touches nothing; its Display is the dry run",
+        &["bootstrap", "cache", "command", "debian", "disk", "filesystem", "guest", "partition_table", "report", "request", "settings"]),
+    ("settings", "the layers of settings and their one table; each value remembers where it comes from",
+        &["admin_file", "bootstrap", "cache", "command", "debian", "filesystem", "guest", "report", "request"]),
+    ("install", "a blank disk becomes one with a tree that may boot: template or unpacking, loader, table, teardown",
+        &["allocation", "bootstrap", "cache", "command", "disk", "filesystem", "guest", "hooks", "partition_table", "plan", "probe", "report", "rootdir", "sys", "tar"]),
+    ("restore", "a disk from a stream or an image of its blocks; its growth and its new identity",
+        &["admin_file", "backup", "cache", "command", "disk", "filesystem", "guest", "hooks", "install", "partition_table", "plan", "probe", "reader", "report", "request", "rootdir", "sys", "tar"]),
+    ("hooks", "which hooks run, in which order, and what their failure means",
+        &["command", "guest", "plan", "report", "rootdir"]),
+    ("cache", "base tars and templates as files: key, lock, manifest, expiry, atomic publication",
+        &["backup", "bootstrap", "report", "sys"]),
+    ("bootstrap", "a root tree by debootstrap or mmdebstrap, with updates, kernel and loader; knows no cache and no disk",
+        &["command", "debian", "guest", "report", "rootdir", "sys"]),
+    ("guest", "mounts, and everything that is written inside a guest: names, network, access, boot configuration",
+        &["command", "disk", "filesystem", "partition_table", "probe", "report", "request", "rootdir", "sys"]),
+    ("allocation", "what is in use in a partition, by the maps of ext, xfs and btrfs themselves",
+        &["disk", "filesystem", "probe", "reader"]),
+    ("probe", "what a stranger's disk holds: its table's partitions and their superblocks",
+        &["filesystem", "partition_table", "reader"]),
+    ("partition_table", "all that is known of GPT and MBR: layout, reading, writing, growing, new identifiers",
+        &["filesystem", "reader", "report"]),
+    ("disk", "the file or device that Ganeti gives, the loop device over it, mkfs, boot code, ways to write",
+        &["command", "filesystem", "partition_table", "probe", "reader", "report", "sys"]),
+    ("backup", "backup streams of every kind: disk archives, dumps, tars, compression, qcow2",
+        &["probe", "reader", "report", "rootdir", "sys", "tar"]),
+    ("tar", "a root tree as a tar: packed and unpacked, trusting nothing",
+        &["rootdir"]),
+    ("rootdir", "the one way to a path inside a guest (openat2, RESOLVE_IN_ROOT)",
+        &[]),
+    ("request", "Ganeti's environment as typed values; alone reads the environment",
+        &["report"]),
+    ("reader", "the bytes of a stranger's disk, and the integers and checksums that formats share",
+        &["filesystem"]),
+    ("command", "alone spawns processes; the init of their PID namespace",
+        &["report", "sys"]),
+    ("admin_file", "files that the administrator vouches for: who can write them, and their digests",
+        &["report", "sys"]),
+    ("debian", "what is known of releases and architectures by their names",
+        &["filesystem"]),
+    ("filesystem", "the words for filesystems and layouts",
+        &[]),
+    ("report", "what the program says; alone writes to stderr",
+        &["sys"]),
+    ("sys", "what only the kernel does: ioctls, signals, locks, files without a name; alone has unsafe code and nix",
+        &[]),
 ];
 
 /// Path of a module from the root of its crate.
@@ -178,7 +190,7 @@ fn child(module: &[String], name: &str) -> Module {
     [module, &[name.to_owned()]].concat()
 }
 
-/// `disk/used/mod.rs` and `disk/used.rs` are disk::used; lib.rs and main.rs of a binary are the root.
+/// `disk/esp/mod.rs` and `disk/esp.rs` are disk::esp; lib.rs and main.rs of a binary are the root.
 fn module_of(dir: &Path, file: &Path) -> Module {
     let mut module: Module = file
         .strip_prefix(dir)
@@ -304,12 +316,16 @@ fn tree<'c>(code: &'c str, base: &[String], found: &mut dyn FnMut(Module, String
 }
 
 /// Compares a table with what was found, a row for each pair.
-fn compare(table: &[(&str, &[&str])], found: impl IntoIterator<Item = (String, Vec<String>)>, rule: &str) {
+fn compare(
+    table: &[(&str, &str, &[&str])],
+    found: impl IntoIterator<Item = (String, Vec<String>)>,
+    rule: &str,
+) {
     let pairs = |from: String, to: Vec<String>| to.into_iter().map(move |to| format!("{from} -> {to}"));
     let found: BTreeSet<String> = found.into_iter().flat_map(|(from, to)| pairs(from, to)).collect();
     let listed: BTreeSet<String> = table
         .iter()
-        .flat_map(|(from, to)| pairs((*from).to_owned(), to.iter().map(|to| (*to).to_owned()).collect()))
+        .flat_map(|(from, _, to)| pairs((*from).to_owned(), to.iter().map(|to| (*to).to_owned()).collect()))
         .collect();
     let new: Vec<&String> = found.difference(&listed).collect();
     assert!(new.is_empty(), "{rule}: {new:#?}");
@@ -321,17 +337,55 @@ fn compare(table: &[(&str, &[&str])], found: impl IntoIterator<Item = (String, V
 fn a_room_imports_only_what_it_may() {
     let all = Crate::read(&project().join("src"), "ganeti_instance_debootstrap");
     let found = all.between(&[]).into_iter().map(|(from, to)| (from, to.into_iter().collect()));
-    compare(MAY_IMPORT, found, "a room may not import this");
+    compare(ROOMS, found, "a room may not import this");
 }
 
 #[test]
-fn rooms_go_round_in_no_new_circle() {
-    let circles = ["src", "benches/speed"].into_iter().flat_map(|root| {
+fn every_room_is_in_the_table_and_in_the_documents() {
+    let src = project().join("src");
+    let mut rooms: Vec<String> = fs::read_dir(&src)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|room| room != "lib")
+        .collect();
+    rooms.sort();
+    let mut listed: Vec<&str> = ROOMS.iter().map(|(room, ..)| *room).collect();
+    listed.sort();
+    assert_eq!(rooms, listed);
+    let mut table = String::from("| room | owns | imports |\n|---|---|---|\n");
+    for (room, owns, imports) in ROOMS {
+        table += &format!("| {room} | {owns} | {} |\n", imports.join(", "));
+    }
+    crate::docs::compare_part("ARCHITECTURE.md", "rooms", &table);
+}
+
+#[test]
+fn no_modules_import_each_other_in_a_circle() {
+    for root in ["src", "benches/speed"] {
         let all = Crate::read(&project().join(root), "ganeti_instance_debootstrap");
-        let below = |dir: &str| if dir.is_empty() { root.to_owned() } else { format!("{root}/{dir}") };
-        all.circles().into_iter().map(move |(dir, group)| (below(&dir), group)).collect::<Vec<_>>()
-    });
-    compare(CIRCLES, circles, "these import each other, directly or by way of others");
+        let circles = all.circles();
+        assert!(
+            circles.is_empty(),
+            "below {root} these import each other, directly or by way of others: {circles:#?}"
+        );
+    }
+}
+
+/// rustix is the way to the kernel. What it has no safe form of is in one room.
+#[test]
+fn nix_is_used_in_one_room() {
+    let src = project().join("src");
+    for entry in walkdir::WalkDir::new(&src) {
+        let path = entry.unwrap().into_path();
+        if path.extension().is_some_and(|extension| extension == "rs") && !path.starts_with(src.join("sys")) {
+            let code = code_of(&path);
+            let uses = code.match_indices("nix::").any(|(at, _)| {
+                !code[..at]
+                    .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+            });
+            assert!(!uses, "{} uses nix", path.display());
+        }
+    }
 }
 
 /// Sources of a crate that is made up.

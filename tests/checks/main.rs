@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod dependencies;
 mod docs;
 mod fence;
 mod settings;

@@ -19,12 +19,6 @@ pub fn flip(disk: &File, at: u64, bits: u8) {
     write(disk, at, &[byte ^ bits]);
 }
 
-pub fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
-}
-
 /// As ext4, xfs and btrfs use it (Castagnoli), without the last inversion.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(!0, |crc, byte| {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ganeti_instance_debootstrap::sys;
@@ -42,14 +43,18 @@ pub fn hash(bytes: &[u8]) -> String {
 /// What a writer was promised: content by name.
 pub type Promises = BTreeMap<String, String>;
 
+/// A disk that others keep busy gets so many promises at least, however long they take: fewer would show nothing.
+const PROMISES_MIN: usize = 20;
+
 /// Writes, fsyncs, changes and deletes until `until`, or until the filesystem fails.
 pub fn write_until(root: &Path, dice: &mut Dice, until: Instant) -> Promises {
+    write_while(root, dice, |promises| Instant::now() < until || promises < PROMISES_MIN)
+}
+
+/// Writes as long as `goes_on`, which gets the number of promises, and the filesystem does not fail.
+fn write_while(root: &Path, dice: &mut Dice, goes_on: impl Fn(usize) -> bool) -> Promises {
     let mut promises = Promises::new();
-    while Instant::now() < until {
-        if write_one(root, dice, &mut promises).is_err() {
-            break;
-        }
-    }
+    while goes_on(promises.len()) && write_one(root, dice, &mut promises).is_ok() {}
     promises
 }
 
@@ -95,10 +100,18 @@ pub fn assert_kept(root: &Path, promises: &Promises, what: &str) {
 
 /// Writes until the filesystem is shut down under it, after a while: what is not on the disk then is lost.
 pub fn write_until_shut_down(root: &Path, dice: &mut Dice, after: Duration) -> Promises {
-    let until = Instant::now() + after;
+    let made = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(root, dice, until + Duration::from_secs(5)));
+        let made = &made;
+        let note = move |promises| {
+            made.store(promises, Ordering::Relaxed);
+            true
+        };
+        let writer = scope.spawn(move || write_while(root, dice, note));
         std::thread::sleep(after);
+        while made.load(Ordering::Relaxed) < PROMISES_MIN && !writer.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         sys::shut_down_fs(&File::open(root).unwrap()).unwrap();
         writer.join().unwrap()
     })

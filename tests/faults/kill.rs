@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::guest::Firmware;
 use crate::common::running::{Ended, Family, Running};
-use crate::common::tiny_mirror;
-use crate::common::{BlockDevice, GIB, Mounted, Node, fsck, log_of, root_offset, text, tool};
+use crate::common::{BlockDevice, GIB, Mounted, Node, fsck, log_of, root_offset, text, tiny_mirror, tool};
 use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
 
 const SIGNALS: [Signal; 3] = [SIGKILL, SIGTERM, SIGINT];

@@ -107,7 +107,7 @@ hint: rm NODE/cache/base-trixie-*.tar; the next create makes it anew, or `cache 
 const HELD_OPEN: &str = "
 error: installing lg1.example.com
   unmounting /run/ganeti-instance-debootstrap/target
-  EBUSY: Device or resource busy
+  Device or resource busy (os error 16)
 hint: a process that a hook left running holds the guest's files open";
 
 const fn row(name: &'static str, disk: After, make: fn(&Node) -> Case, log: &'static str) -> Fault {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, symlink};
 use crate::common::unharmed::Guest;
 use anyhow::{Result, bail};
 use ganeti_instance_debootstrap::rootdir::RootDir;
-use ganeti_instance_debootstrap::tree::{self, UnpackStats};
+use ganeti_instance_debootstrap::tar::{self, UnpackStats};
 
 trait Unpack {
     fn unpack(&self, archive: &[u8]) -> Result<UnpackStats>;
@@ -21,7 +21,7 @@ trait Unpack {
 
 impl Unpack for Guest {
     fn unpack(&self, archive: &[u8]) -> Result<UnpackStats> {
-        self.beside_the_node(|root| tree::unpack(&mut Cursor::new(archive), root, &nothing))
+        self.beside_the_node(|root| tar::unpack(&mut Cursor::new(archive), root, &nothing))
     }
 }
 
@@ -353,7 +353,7 @@ fn not_a_byte_is_read_beyond_the_end_mark() {
     archive.extend_from_slice(&[7; 4096]);
     let guest = Guest::new();
     let mut input = Cursor::new(archive);
-    tree::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
+    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
     assert_eq!(input.position(), length);
 }
 
@@ -374,7 +374,7 @@ impl<R: Read> Read for Trickle<R> {
 fn an_archive_that_trickles_in_is_read_whole() {
     let guest = Guest::new();
     let mut input = Trickle(Cursor::new(rich_archive()), false);
-    tree::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
+    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
     assert_eq!(guest.text("hard"), "content");
     assert_eq!(fs::metadata(guest.tree.join("sparse")).unwrap().len(), 100_000);
 }
@@ -394,17 +394,17 @@ fn a_checkpoint_ends_the_work_with_its_own_error() {
         }
     };
     let mut archive = Vec::new();
-    let packed = tree::pack(&root, &mut archive, &mut |_, _| {}, &checkpoint).unwrap();
+    let packed = tar::pack(&root, &mut archive, &mut |_, _| {}, &checkpoint).unwrap();
     let calls = u32::MAX - countdown.get();
     assert!(u64::from(calls) >= packed.entries + 3, "{calls} calls for {} entries", packed.entries);
     for count in [1, 5, calls] {
         countdown.set(count);
-        let error = tree::pack(&root, &mut Vec::new(), &mut |_, _| {}, &checkpoint).unwrap_err();
+        let error = tar::pack(&root, &mut Vec::new(), &mut |_, _| {}, &checkpoint).unwrap_err();
         assert_eq!(error.root_cause().to_string(), "interrupted");
         countdown.set(count);
         let copy = Guest::new();
         let copy = RootDir::open(&copy.tree).unwrap();
-        let error = tree::unpack(&mut Cursor::new(&archive), &copy, &checkpoint).unwrap_err();
+        let error = tar::unpack(&mut Cursor::new(&archive), &copy, &checkpoint).unwrap_err();
         assert_eq!(error.root_cause().to_string(), "interrupted");
     }
 }

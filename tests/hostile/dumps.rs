@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::common::unharmed::Guest;
 use anyhow::Result;
-use ganeti_instance_debootstrap::stream::dump::{self, Stats};
+use ganeti_instance_debootstrap::backup::dump::{self, Stats};
 
 const RECORD: usize = 1024;
 const MIB: u64 = 1 << 20;

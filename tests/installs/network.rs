@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{GIB, Mounted, Node, SUITE, digest, log_of, root_offset, shared_cache, text, tool};
-use ganeti_instance_debootstrap::settings::node_arch;
+use ganeti_instance_debootstrap::debian::node_arch;
 
 const DISK_BYTES: u64 = 2 * GIB;
 const HEADER: &str = "# written by ganeti-instance-debootstrap\n";

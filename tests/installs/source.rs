@@ -13,8 +13,8 @@ use crate::common::{
     GIB, Mounted, Node, assert_every_release_reads, fsck, log_of, partition_offset, processor_time,
     root_offset, tool,
 };
-use ganeti_instance_debootstrap::disk::foreign::ReadAt;
-use ganeti_instance_debootstrap::stream::qcow2::{Piece, Qcow2};
+use ganeti_instance_debootstrap::backup::qcow2::{Piece, Qcow2};
+use ganeti_instance_debootstrap::reader::ReadAt;
 use sha2::{Digest, Sha256, Sha512};
 
 const MIB: u64 = 1 << 20;
@@ -539,9 +539,8 @@ fn a_boot_partition_names_the_new_root_and_odd_tables_stay_within_the_disk() {
     file.read_exact_at(&mut header, 512).unwrap();
     header[32..40].copy_from_slice(&(1_u64 << 33).to_le_bytes());
     header[16..20].fill(0);
-    let mut crc = flate2::Crc::new();
-    crc.update(&header);
-    header[16..20].copy_from_slice(&crc.sum().to_le_bytes());
+    let crc = crc32fast::hash(&header);
+    header[16..20].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&header, 512).unwrap();
 
     let disk = node.disk("d", 96 * MIB);

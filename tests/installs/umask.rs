@@ -4,7 +4,8 @@ use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use ganeti_instance_debootstrap::{rootdir::RootDir, tree};
+use ganeti_instance_debootstrap::rootdir::RootDir;
+use ganeti_instance_debootstrap::tar;
 use rustix::fs::Mode;
 
 #[test]
@@ -20,8 +21,8 @@ fn modes_do_not_depend_on_the_umask() {
     root.write("/a/b/c/suid", b"x", 0o4755).unwrap();
     root.write("/a/b/c/open", b"x", 0o666).unwrap();
     let mut archive = Vec::new();
-    tree::pack(&root, &mut archive, &mut |_, _| {}, &|| Ok(())).unwrap();
-    tree::unpack(&mut Cursor::new(archive), &RootDir::open(&copy).unwrap(), &|| Ok(())).unwrap();
+    tar::pack(&root, &mut archive, &mut |_, _| {}, &|| Ok(())).unwrap();
+    tar::unpack(&mut Cursor::new(archive), &RootDir::open(&copy).unwrap(), &|| Ok(())).unwrap();
     let expected = [
         ("", 0o755),
         ("a", 0o755),

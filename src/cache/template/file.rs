@@ -10,9 +10,9 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Content, PIECE_BYTES, Shape};
+use super::{BlockRuns, PIECE_BYTES, TemplateSpec};
 use crate::cache::Origin;
-use crate::signals;
+use crate::sys::signals;
 
 /// The version stands in it: another format has another magic.
 const MAGIC: &[u8; 16] = b"gid-template-1\n\0";
@@ -23,8 +23,10 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     pub origin: Origin,
-    pub shape: Shape,
-    pub content: Content,
+    #[serde(rename = "shape")]
+    pub spec: TemplateSpec,
+    #[serde(rename = "content")]
+    pub runs: BlockRuns,
     /// CRC-32 of each piece of the data.
     pub sums: Vec<u32>,
     /// Files of its tree that are wanted besides, and stand behind the data in this order.
@@ -46,7 +48,7 @@ impl Index {
     fn begins_at(&self) -> Result<u64> {
         ensure!(self.files.iter().all(|file| file.length <= FILE_BYTES_MAX), "a file in it is too large");
         let files: u64 = self.files.iter().map(|file| file.length).sum();
-        Ok(HEADER_BYTES as u64 + self.content.data_bytes() + files)
+        Ok(HEADER_BYTES as u64 + self.runs.data_bytes() + files)
     }
 }
 
@@ -60,7 +62,7 @@ pub fn write(
     let mut sink = BufWriter::with_capacity(PIECE_BYTES, file);
     sink.write_all(&[0; HEADER_BYTES])?;
     let mut piece = Vec::with_capacity(PIECE_BYTES);
-    for run in &index.content.data {
+    for run in &index.runs.data {
         let mut at = run.start;
         while at < run.end {
             signals::check()?;
@@ -108,8 +110,8 @@ pub fn read_index(file: &File) -> Result<Index> {
     file.read_exact_at(&mut text, at).context("its index is not there")?;
     ensure!(crc32fast::hash(&text) == sum, "its index is damaged");
     let index: Index = serde_json::from_slice(&text).context("its index says nothing that is known")?;
-    index.content.check(index.shape.size_bytes)?;
-    let data_bytes = index.content.data_bytes();
+    index.runs.check(index.spec.size_bytes)?;
+    let data_bytes = index.runs.data_bytes();
     ensure!(at == index.begins_at()?, "its data is not of the length that its index says");
     ensure!(index.sums.len() as u64 == data_bytes.div_ceil(PIECE_BYTES as u64), "its sums are not all there");
     Ok(index)

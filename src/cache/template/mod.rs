@@ -2,7 +2,7 @@
 //! can be made again, so nothing waits for them to be flushed; what a power cut tore is found by its sums.
 
 mod file;
-mod shelf;
+mod index;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
-use nix::libc;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
-use crate::signals;
+use crate::sys::signals;
 use file::{HEADER_BYTES, Index};
 
-pub use shelf::TemplateEntry;
+pub use index::{NewTemplate, TemplateEntry};
 
 /// The unit of the sums, and of what is read at once: a few of them stay in the processor's cache from the read to the write.
 pub const PIECE_BYTES: usize = 256 << 10;
@@ -33,20 +33,21 @@ const BLOCK_BYTES: u64 = 4096;
 
 /// What a template is made for: nothing else may be made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
+pub struct TemplateSpec {
     pub filesystem: String,
     /// Of the partition, down to whole blocks of 4096 bytes.
     pub size_bytes: u64,
     pub label: String,
     /// Major and minor version of the oldest kernel that must read it.
-    pub reader: Option<(u32, u32)>,
+    #[serde(rename = "reader")]
+    pub oldest_kernel: Option<(u32, u32)>,
     /// Which tool made it, with which defaults.
     pub maker: String,
 }
 
 /// A filesystem as it lies in the file that it was made in; all offsets and lengths in bytes, runs ascending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Content {
+pub struct BlockRuns {
     /// What has to be copied.
     pub data: Vec<Range<u64>>,
     /// What has to read as zeros, and lies in no run of data.
@@ -69,7 +70,7 @@ pub struct Template {
 
 /// A part of a piece, and where it belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub struct Chunk {
     /// In the piece.
     pub at: usize,
     pub length: usize,
@@ -83,8 +84,8 @@ impl Template {
     /// Opens one, whatever it was made for; an error where it is none, or damaged.
     pub fn open(path: &Path) -> Result<Template> {
         // Whatever stands there is neither followed nor waited for.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags).open(path);
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
         let index =
             file::read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
@@ -95,12 +96,12 @@ impl Template {
         &self.index.origin
     }
 
-    pub fn shape(&self) -> &Shape {
-        &self.index.shape
+    pub fn spec(&self) -> &TemplateSpec {
+        &self.index.spec
     }
 
-    pub fn content(&self) -> &Content {
-        &self.index.content
+    pub fn runs(&self) -> &BlockRuns {
+        &self.index.runs
     }
 
     pub fn made(&self) -> SystemTime {
@@ -115,7 +116,7 @@ impl Template {
     /// Reads a piece of the data into a buffer of [`PIECE_BYTES`]; an error where it is not what was written.
     pub fn read<'b>(&self, piece: usize, buffer: &'b mut [u8]) -> Result<&'b mut [u8]> {
         let start = (piece * PIECE_BYTES) as u64;
-        let length = (self.index.content.data_bytes() - start).min(PIECE_BYTES as u64) as usize;
+        let length = (self.index.runs.data_bytes() - start).min(PIECE_BYTES as u64) as usize;
         let bytes = &mut buffer[..length];
         self.file
             .read_exact_at(bytes, HEADER_BYTES as u64 + start)
@@ -131,17 +132,17 @@ impl Template {
     }
 
     /// Where the parts of a piece belong.
-    pub fn parts(&self, piece: usize) -> Vec<Part> {
+    pub fn parts(&self, piece: usize) -> Vec<Chunk> {
         let start = (piece * PIECE_BYTES) as u64;
-        let end = (start + PIECE_BYTES as u64).min(self.index.content.data_bytes());
+        let end = (start + PIECE_BYTES as u64).min(self.index.runs.data_bytes());
         let mut parts = Vec::new();
         let mut before = 0;
-        for run in &self.index.content.data {
+        for run in &self.index.runs.data {
             let length = run.end - run.start;
             let from = start.max(before);
             let to = end.min(before + length);
             if from < to {
-                parts.push(Part {
+                parts.push(Chunk {
                     at: (from - start) as usize,
                     length: (to - from) as usize,
                     in_file: HEADER_BYTES as u64 + from,
@@ -159,7 +160,7 @@ impl Template {
     /// The block of 4096 bytes at `at` of the filesystem.
     pub fn block(&self, at: u64) -> Result<Vec<u8>> {
         let mut before = 0;
-        for run in &self.index.content.data {
+        for run in &self.index.runs.data {
             if run.contains(&at) {
                 let mut block = vec![0; BLOCK_BYTES as usize];
                 let in_file = HEADER_BYTES as u64 + before + (at - run.start);
@@ -175,7 +176,7 @@ impl Template {
 
     /// The files of its tree that stand here besides; an error where one is not what was written.
     pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
-        let mut at = HEADER_BYTES as u64 + self.index.content.data_bytes();
+        let mut at = HEADER_BYTES as u64 + self.index.runs.data_bytes();
         let mut files = BTreeMap::new();
         for file in &self.index.files {
             let mut bytes = vec![0; file.length as usize];
@@ -208,11 +209,11 @@ impl Template {
 
     /// It is damaged, or in the way.
     pub fn remove(&self) -> Result<()> {
-        shelf::remove(&self.path)
+        index::remove(&self.path)
     }
 }
 
-impl Content {
+impl BlockRuns {
     fn data_bytes(&self) -> u64 {
         self.data.iter().map(|run| run.end - run.start).sum()
     }
@@ -257,9 +258,15 @@ mod tests {
         }
     }
 
-    fn shape() -> Shape {
+    fn spec() -> TemplateSpec {
         let (filesystem, label) = ("ext4".into(), String::new());
-        Shape { filesystem, size_bytes: 64 << 20, label, reader: Some((6, 12)), maker: "mke2fs".into() }
+        TemplateSpec {
+            filesystem,
+            size_bytes: 64 << 20,
+            label,
+            oldest_kernel: Some((6, 12)),
+            maker: "mke2fs".into(),
+        }
     }
 
     /// Three runs, of which pieces cut the second; each block bears its own number.
@@ -271,7 +278,7 @@ mod tests {
                 file.write_all_at(&(at / 4096).to_le_bytes().repeat(512), at).unwrap();
             }
         }
-        let content = Content {
+        let runs = BlockRuns {
             data: runs.to_vec(),
             zero: vec![(32 << 20)..(34 << 20), (36 << 20)..(37 << 20)],
             superblocks: vec![1024, 8 << 20],
@@ -279,16 +286,18 @@ mod tests {
             uuid_stands_alone: true,
         };
         let files = [("a", 3), ("boot/b", 7)].map(|(path, length)| (path.to_owned(), vec![9; length]));
-        store.publish_template(&origin(), &shape(), content, &file, files.into()).unwrap()
+        let (origin, spec) = (origin(), spec());
+        let new = NewTemplate { origin: &origin, spec: &spec, runs, filesystem: &file, files: files.into() };
+        store.publish_template(new).unwrap()
     }
 
     #[test]
     fn what_was_put_in_comes_out_where_it_belongs() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let store = Store::new(dir.path());
-        assert!(store.template(&origin(), &shape()).unwrap().is_none());
+        assert!(store.template(&origin(), &spec()).unwrap().is_none());
         published(&store);
-        let template = store.template(&origin(), &shape()).unwrap().unwrap();
+        let template = store.template(&origin(), &spec()).unwrap().unwrap();
         template.verify().unwrap();
         assert_eq!(
             template.files().unwrap().into_iter().collect::<Vec<_>>(),
@@ -309,9 +318,9 @@ mod tests {
         assert_eq!(seen, 2 + 768 + 1);
         assert_eq!(template.block(8 << 20).unwrap()[..8], (8u64 << 8).to_le_bytes());
         assert!(template.block(9 << 20).is_err());
-        let other = Shape { size_bytes: 65 << 20, ..shape() };
+        let other = TemplateSpec { size_bytes: 65 << 20, ..spec() };
         assert!(store.template(&origin(), &other).unwrap().is_none());
-        assert!(store.template(&Origin { modified_ns: 3, ..origin() }, &shape()).unwrap().is_none());
+        assert!(store.template(&Origin { modified_ns: 3, ..origin() }, &spec()).unwrap().is_none());
     }
 
     #[test]
@@ -320,7 +329,7 @@ mod tests {
         let store = Store::new(dir.path());
         let path = published(&store).path;
         let whole = std::fs::read(&path).unwrap();
-        let template = || store.template(&origin(), &shape()).unwrap();
+        let template = || store.template(&origin(), &spec()).unwrap();
         for at in [0, 20, 28, 33, whole.len() - 2] {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
@@ -341,14 +350,14 @@ mod tests {
 
     #[test]
     fn places_that_no_filesystem_has_are_refused() {
-        let content = |data: Range<u64>, superblock| Content {
+        let runs = |data: Range<u64>, superblock| BlockRuns {
             data: vec![data],
             zero: Vec::new(),
             superblocks: vec![superblock],
             journal: None,
             uuid_stands_alone: true,
         };
-        content(0..8192, 7168).check(8192).unwrap();
+        runs(0..8192, 7168).check(8192).unwrap();
         let most = u64::MAX / 4096 * 4096;
         for (data, superblock, size) in [
             (0..8192, 7169, 8192),
@@ -358,7 +367,7 @@ mod tests {
             (4096..8192, 4096, 8192),
             (0..5000, 1024, 8192),
         ] {
-            assert!(content(data.clone(), superblock).check(size).is_err(), "{data:?} {superblock} {size}");
+            assert!(runs(data.clone(), superblock).check(size).is_err(), "{data:?} {superblock} {size}");
         }
     }
 

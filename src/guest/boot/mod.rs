@@ -1,7 +1,7 @@
 //! What starts a guest: GRUB's configuration and images in its tree, made bootable when the cache was made, and given
 //! this guest's identifiers here. No program of the guest runs, nothing is mounted.
 
-mod adopt;
+mod grub;
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
 use super::Console;
-use crate::disk::PartitionStyle;
+use crate::filesystem::PartitionStyle;
 use crate::rootdir::RootDir;
 
-pub use adopt::{adopt, changed_paths, repair, with_root};
+pub use grub::{changed_paths, install_grub_for, repair, with_root};
 
 /// The root's UUID in a cached tree; every guest gets its own in its place.
 pub const PLACEHOLDER: Uuid = Uuid::from_u128(0x676e_7400_0000_4000_8000_0000_0000_0001);
@@ -21,9 +21,9 @@ pub const PLACEHOLDER: Uuid = Uuid::from_u128(0x676e_7400_0000_4000_8000_0000_00
 pub const GRUB_DEFAULTS: &str = "etc/default/grub.d/50-ganeti.cfg";
 
 const GRUB_CFG: &str = "boot/grub/grub.cfg";
-const PIECES: &str = "boot/grub/i386-pc";
+const LOADER_DIR: &str = "boot/grub/i386-pc";
 const BOOT_IMAGE: &str = "boot/grub/i386-pc/boot.img";
-/// Says whose GRUB it is: each looks for its configuration in a directory of its own.
+/// Says trust GRUB it is: each looks for its configuration in a directory of its own.
 const OS_RELEASE: &str = "usr/lib/os-release";
 const SHIM: &str = "usr/lib/shim/shimx64.efi.signed";
 const SIGNED_GRUB: &str = "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed";
@@ -96,23 +96,23 @@ fn terminals(console: Option<&Console>) -> String {
 
 /// The files of a tree that its loader is made of, as far as they are there: their paths, and what is in them.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Pieces(BTreeMap<String, Vec<u8>>);
+pub struct LoaderFiles(BTreeMap<String, Vec<u8>>);
 
-impl Pieces {
+impl LoaderFiles {
     /// Those of a tree.
-    pub fn of(root: &RootDir) -> Result<Pieces> {
+    pub fn of(root: &RootDir) -> Result<LoaderFiles> {
         let cores = [PartitionStyle::Gpt, PartitionStyle::Msdos].map(core_image);
         let others = [GRUB_CFG, BOOT_IMAGE, OS_RELEASE, SHIM, SIGNED_GRUB].map(str::to_owned);
         let mut pieces = BTreeMap::new();
         for path in cores.into_iter().chain(others) {
             pieces.extend(root.read(&path, MAX_BYTES)?.map(|bytes| (path, bytes)));
         }
-        Ok(Pieces(pieces))
+        Ok(LoaderFiles(pieces))
     }
 
     /// Those that were kept elsewhere.
-    pub fn kept(files: BTreeMap<String, Vec<u8>>) -> Pieces {
-        Pieces(files)
+    pub fn kept(files: BTreeMap<String, Vec<u8>>) -> LoaderFiles {
+        LoaderFiles(files)
     }
 
     pub fn into_files(self) -> BTreeMap<String, Vec<u8>> {
@@ -161,17 +161,17 @@ impl Pieces {
     }
 }
 
-/// Whether a file of a cached tree is a piece of its loader: what [`adopt()`] and a disk's loader are made of.
-pub fn is_piece(path: &[u8]) -> bool {
-    let modules = path.strip_prefix(PIECES.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
+/// Whether a file of a cached tree is a piece of its loader: what [`install_grub_for()`] and a disk's loader are made of.
+pub fn is_loader_file(path: &[u8]) -> bool {
+    let modules = path.strip_prefix(LOADER_DIR.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
     modules || [GRUB_CFG, SHIM, SIGNED_GRUB, OS_RELEASE].iter().any(|piece| path == piece.as_bytes())
 }
 
 /// Room for all pieces: modules and images have some 10 MiB.
-pub const PIECES_MAX_BYTES: u64 = 128 << 20;
+pub const LOADER_FILES_MAX_BYTES: u64 = 128 << 20;
 
 /// Gives GRUB this guest's root and console, and leaves the one core image that its disk wants.
-pub fn personalise(
+pub fn configure_loader(
     root: &RootDir,
     style: PartitionStyle,
     filesystem: Uuid,
@@ -187,7 +187,7 @@ pub fn personalise(
         let path = core_image(candidate);
         if let Some(image) = root.read(&path, MAX_BYTES)? {
             if candidate == style {
-                root.write(format!("{PIECES}/core.img"), &image, 0o644)?;
+                root.write(format!("{LOADER_DIR}/core.img"), &image, 0o644)?;
             }
             root.remove(&path)?;
         }
@@ -208,7 +208,7 @@ fn edit_config(config: &str, filesystem: Uuid, console: Option<&Console>) -> Opt
 }
 
 fn core_image(style: PartitionStyle) -> String {
-    format!("{PIECES}/core-{style}.img")
+    format!("{LOADER_DIR}/core-{style}.img")
 }
 
 /// A file of the EFI system partition: its path and its content.

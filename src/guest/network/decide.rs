@@ -112,13 +112,13 @@ impl Judged {
                 judged.put(Fixed { net: IpNet::from(ip), default: routed_default(ip, nic) });
             }
             (Some(IpAddr::V4(ip)), Some(subnet), _) => {
-                judged.require(subnet.contains(&ip), n, "IP", ip.into(), "NETWORK_SUBNET", subnet.into());
+                judged.require_inside(n, ("IP", ip.into()), ("NETWORK_SUBNET", subnet.into()));
                 let net = Ipv4Net::new_assert(ip, subnet.prefix_len()).into();
                 let default = judged.gateway(n, "NETWORK_GATEWAY", nic.gateway.map(IpAddr::V4), net);
                 judged.put(Fixed { net, default });
             }
             (Some(IpAddr::V6(ip)), _, Some(subnet)) => {
-                judged.require(subnet.contains(&ip), n, "IP", ip.into(), "NETWORK_SUBNET6", subnet.into());
+                judged.require_inside(n, ("IP", ip.into()), ("NETWORK_SUBNET6", subnet.into()));
                 judged.put_v6(n, nic, ip, subnet);
             }
             // Caught above: without a subnet and not routed.
@@ -160,7 +160,7 @@ impl Judged {
         let Some(gateway) = gateway else { return DefaultRoute::No };
         if !is_link_local(gateway) {
             let subnet_field = field.replace("GATEWAY", "SUBNET");
-            self.require(net.contains(&gateway), n, field, gateway, &subnet_field, net.trunc());
+            self.require_inside(n, (field, gateway), (&subnet_field, net.trunc()));
         }
         if gateway == net.addr() {
             self.faults.push(format!("NIC_{n}_{field} is {gateway}, the address of the NIC itself"));
@@ -168,8 +168,9 @@ impl Judged {
         DefaultRoute::Via(gateway)
     }
 
-    fn require(&mut self, good: bool, n: usize, field: &str, ip: IpAddr, in_field: &str, net: IpNet) {
-        if !good {
+    /// Of two variables of NIC `n`, each with its name: the address must be in the network.
+    fn require_inside(&mut self, n: usize, (field, ip): (&str, IpAddr), (in_field, net): (&str, IpNet)) {
+        if !net.contains(&ip) {
             self.faults
                 .push(format!("NIC_{n}_{field} is {ip}; expected an address in NIC_{n}_{in_field}, {net}"));
         }

@@ -11,7 +11,6 @@ mod units;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use anyhow::{Result, anyhow};
 use ipnet::IpNet;
@@ -44,23 +43,6 @@ pub enum Mode {
     Static,
     /// Loopback alone: a hook does the rest.
     Manual,
-}
-
-/// The texts of [`Mode`], in the order in which they are offered.
-pub const MODES: &[&str] = &["auto", "dhcp", "static", "manual"];
-
-impl FromStr for Mode {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Mode, ()> {
-        match text {
-            "auto" => Ok(Mode::Auto),
-            "dhcp" => Ok(Mode::Dhcp),
-            "static" => Ok(Mode::Static),
-            "manual" => Ok(Mode::Manual),
-            _ => Err(()),
-        }
-    }
 }
 
 impl fmt::Display for Mode {
@@ -205,7 +187,7 @@ impl Renderer {
 }
 
 impl Network {
-    /// That of a guest whose NICs are nobody's business here.
+    /// That of a guest trust NICs are nobody's business here.
     pub fn none() -> Network {
         Network { mode: Mode::Manual, in_container: false, interfaces: Vec::new(), warnings: Vec::new() }
     }
@@ -276,7 +258,7 @@ impl Found {
     /// Looks wherever it may be.
     fn in_tree(root: &RootDir) -> Result<Found> {
         let numbered = [("etc/systemd/network", "10-ganeti-nic"), ("etc/systemd/network", "50-ganeti-nic")];
-        let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::PATIENCE];
+        let single = [ifupdown::PATH, ifupdown::RESOLVER_HEAD, netplan::PATH, networkd::WAIT_ONLINE];
         let mut paths: Vec<String> = single.map(str::to_owned).into();
         for (dir, prefix) in numbered {
             if root.is_dir(dir)? {

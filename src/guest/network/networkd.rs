@@ -9,7 +9,7 @@ use crate::guest::Resolver;
 use crate::rootdir::RootDir;
 
 /// What keeps a missing DHCP server from being a failed unit.
-pub const PATIENCE: &str = "etc/systemd/system/systemd-networkd-wait-online.service.d/ganeti.conf";
+pub const WAIT_ONLINE: &str = "etc/systemd/system/systemd-networkd-wait-online.service.d/ganeti.conf";
 
 const UNIT: &str = "systemd-networkd.service";
 
@@ -29,7 +29,7 @@ pub fn write(network: &Network, root: &RootDir, resolver: &Resolver) -> Result<(
         let text =
             format!("{HEADER}[Service]\nExecStart=\nExecStart=-{prefix}{program} --any --timeout=30\n");
         root.create_dir_all("etc/systemd/system/systemd-networkd-wait-online.service.d", 0o755)?;
-        root.write(PATIENCE, text.as_bytes(), 0o644)?;
+        root.write(WAIT_ONLINE, text.as_bytes(), 0o644)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ mod killed;
 use crate::common::bytes::Numbers;
 use crate::common::tool;
 use archive::regions;
-use bench::Bench;
+use bench::{Bench, MIB};
 
 /// Where a stream is cut: at both ends of each of its parts, around them, and within.
 fn cuts(bench: &Bench) -> Vec<(String, usize)> {
@@ -40,6 +40,27 @@ fn a_stream_that_is_cut_leaves_nothing() {
         for (what, at) in cuts {
             bench.assert_refused(&what, &bench.stream[..at], "error: ");
         }
+    }
+}
+
+#[test]
+fn a_failed_restore_is_wiped_unless_keep_failed_is_set() {
+    let bench = Bench::divided();
+    let cut = &bench.stream[..bench.region("the digest").start];
+    // Of the btrfs: written before the failure, and within what a wipe removes.
+    let range = 19 * MIB as usize..20 * MIB as usize;
+    let restored = bench.reference[range.clone()].to_vec();
+    assert!(restored.iter().any(|byte| *byte != 0));
+    for (setting, kept, word) in [
+        ("keep_failed = false\n", vec![0; range.len()], "the disk is wiped: nothing is installed on it"),
+        ("keep_failed = true\n", restored, "keep_failed is set: the disk stays as it is"),
+    ] {
+        bench.node.config(setting);
+        let target = bench.target();
+        let ended = bench.import(&target, bench.feed(cut));
+        bench.assert_failed(setting, &ended, &target, "error: ");
+        assert!(ended.log.contains(word), "{}", ended.log);
+        assert!(std::fs::read(&target).unwrap()[range.clone()] == kept, "{}", ended.log);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use crate::common::bytes::{crc32, read, write};
+use crate::common::bytes::{read, write};
 
 pub const SECTOR: u64 = 512;
 
@@ -84,7 +84,7 @@ impl Gpt<'_> {
         if at.checked_add(bytes).is_some_and(|end| end <= (self.last + 1) * SECTOR) {
             let mut entries = vec![0; bytes as usize];
             std::os::unix::fs::FileExt::read_exact_at(self.disk, &mut entries, at).unwrap();
-            self.set(copy, Field(88, 4), crc32(&entries).into());
+            self.set(copy, Field(88, 4), crc32fast::hash(&entries).into());
         }
     }
 
@@ -93,7 +93,7 @@ impl Gpt<'_> {
         self.set(copy, Field(16, 4), 0);
         let sector: [u8; SECTOR as usize] = read(self.disk, self.header_at(copy));
         let bytes = u32::from_le_bytes(sector[12..16].try_into().unwrap()) as usize;
-        self.set(copy, Field(16, 4), crc32(&sector[..bytes.min(sector.len())]).into());
+        self.set(copy, Field(16, 4), crc32fast::hash(&sector[..bytes.min(sector.len())]).into());
     }
 }
 

@@ -28,8 +28,29 @@ const NODE: [&str; 11] = [
 
 const DEVICE_BYTES: usize = 1 << 20;
 
+/// A filesystem in memory, which only this test sees: whoever else walks through the machine's disks reads nothing in it.
+struct Hidden(tempfile::TempDir);
+
+impl Hidden {
+    fn new() -> Hidden {
+        let dir = tempfile::Builder::new().prefix("canary-").tempdir_in(crate::common::scratch()).unwrap();
+        crate::common::tool("mount", &["-t", "tmpfs", "canary", dir.path().to_str().unwrap()]);
+        Hidden(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        crate::common::tool("umount", &[self.path().to_str().unwrap()]);
+    }
+}
+
 pub struct Canary {
-    dir: tempfile::TempDir,
+    dir: Hidden,
     pub device: BlockDevice,
     backing: tempfile::NamedTempFile,
 }
@@ -46,13 +67,13 @@ pub struct Look {
 impl Canary {
     pub fn new() -> Canary {
         // Beside the node's directory: what is attached from there is looked for.
-        let dir = tempfile::Builder::new().prefix("canary-").tempdir_in(crate::common::scratch()).unwrap();
+        let dir = Hidden::new();
         for flavour in [Flavour::Ifupdown, Flavour::Netplan, Flavour::Networkd] {
             let etc = tempfile::tempdir_in(dir.path()).unwrap();
             plant(etc.path(), flavour);
             crate::common::tool(
                 "cp",
-                &["-a", &format!("{}/.", etc.path().display()), tree_of(&dir).to_str().unwrap()],
+                &["-a", &format!("{}/.", etc.path().display()), tree_of(dir.path()).to_str().unwrap()],
             );
         }
         let backing = tempfile::NamedTempFile::new_in(crate::common::scratch()).unwrap();
@@ -73,7 +94,7 @@ impl Canary {
 
     /// A tree like that of a guest.
     pub fn tree(&self) -> PathBuf {
-        tree_of(&self.dir)
+        tree_of(self.dir.path())
     }
 
     pub fn look(&self) -> Look {
@@ -135,8 +156,8 @@ impl Canary {
     }
 }
 
-fn tree_of(dir: &tempfile::TempDir) -> PathBuf {
-    dir.path().join("tree")
+fn tree_of(dir: &Path) -> PathBuf {
+    dir.join("tree")
 }
 
 /// Which times of a file count.

@@ -84,7 +84,13 @@ impl Bench {
     }
 
     /// Wants that a run under which the tree changed did no harm.
-    fn assert_harmless(&self, disk: &SmallDisk, before: &Tree, look: &canary::Look, moved: &str, log: &str) {
+    fn assert_harmless(
+        &self,
+        disk: &SmallDisk,
+        (before, look): (&Tree, &canary::Look),
+        moved: &str,
+        log: &str,
+    ) {
         assert!(!log.contains("panicked"), "{log}");
         self.canary.assert_untouched(look, log);
         self.node.assert_nothing_left();
@@ -110,7 +116,7 @@ fn rename_does_no_harm_where_the_tree_changes_between_any_two_of_its_steps() {
             let log = format!("{case:?}, {count} exchanges at {} stops\n{}", stepped.stops, stepped.log);
             assert!(matches!(stepped.status, Some(0 | 1)), "{:?}: {log}", stepped.status);
             assert!(count > 10, "{log}");
-            bench.assert_harmless(&disk, &before, &look, case.0, &log);
+            bench.assert_harmless(&disk, (&before, &look), case.0, &log);
             exchanged += count;
         }
     }
@@ -132,7 +138,7 @@ fn rename_does_no_harm_where_the_tree_changes_once_at_any_of_its_steps() {
             });
             let log = format!("{case:?}, exchanged at stop {at} of {}\n{}", stepped.stops, stepped.log);
             assert!(matches!(stepped.status, Some(0 | 1)), "{:?}: {log}", stepped.status);
-            bench.assert_harmless(&disk, &before, &look, case.0, &log);
+            bench.assert_harmless(&disk, (&before, &look), case.0, &log);
             if at >= stepped.stops {
                 assert!(at > 30, "{log}");
                 break;
@@ -161,7 +167,7 @@ fn rename_does_no_harm_where_its_unfinished_files_are_exchanged() {
         }
     });
     assert!(stolen > 1, "{}", stepped.log);
-    bench.assert_harmless(&disk, &before, &look, "etc", &stepped.log);
+    bench.assert_harmless(&disk, (&before, &look), "etc", &stepped.log);
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn rename_does_no_harm_where_the_tree_changes_all_the_time() {
                 ended
             });
             assert!(matches!(ended.status.code(), Some(0 | 1)), "{}: {}", ended.status, ended.log);
-            bench.assert_harmless(&disk, &before, &look, case.0, &ended.log);
+            bench.assert_harmless(&disk, (&before, &look), case.0, &ended.log);
         }
         assert!(exchanged > 100, "{exchanged} exchanges, {case:?}");
     }

@@ -1,0 +1,55 @@
+//! How the base tree is had: the recipe that the settings describe, and the cache that may have it.
+
+use std::path::PathBuf;
+
+use crate::bootstrap::{Kernel, Recipe};
+use crate::cache::Compression;
+use crate::request::Context;
+use crate::settings::Settings;
+
+/// How the base tar is had.
+#[derive(Debug, Clone)]
+pub struct BasePlan {
+    pub recipe: Recipe,
+    pub cache_dir: PathBuf,
+    pub generate_cache: bool,
+    pub compression: Compression,
+    /// None: cache files never expire.
+    pub clean_days: Option<u32>,
+    /// How many root filesystems the cache keeps to be copied; 0: none is made or used.
+    pub templates: usize,
+}
+
+impl BasePlan {
+    /// Decides for a tree with this kernel, or without one.
+    pub fn new(context: &Context, settings: &Settings, kernel: Option<Kernel>) -> BasePlan {
+        BasePlan {
+            recipe: recipe(settings, kernel),
+            cache_dir: context.places.cache_dir.clone(),
+            generate_cache: settings.generate_cache,
+            compression: settings.cache_compression,
+            clean_days: settings.clean_cache_days,
+            templates: settings.templates,
+        }
+    }
+}
+
+fn recipe(settings: &Settings, boot: Option<Kernel>) -> Recipe {
+    // The order of components is the admin's preference; the order of packages means nothing.
+    let mut extra_pkgs = settings.extra_pkgs.clone();
+    extra_pkgs.sort();
+    extra_pkgs.dedup();
+    Recipe {
+        suite: settings.suite.clone(),
+        arch: settings.arch.clone(),
+        mirror: settings.mirror.clone(),
+        components: settings.components.clone(),
+        extra_pkgs,
+        apt_files: settings.apt_files.clone(),
+        bootstrapper: settings.bootstrapper,
+        boot,
+        proxy: settings.proxy.clone(),
+        signed_only: ["suite", "mirror"].iter().any(|name| settings.is_parameter(name)),
+        exports: settings.layers.exports.clone(),
+    }
+}

@@ -1,0 +1,286 @@
+//! A disk from a stream of its blocks. Nothing identifies it as anything until all of it is there and right; on a larger
+//! disk its last filesystem grows.
+
+pub mod disk_image;
+pub mod reidentify;
+pub mod source_file;
+pub mod tree;
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context as _, Error, Result, anyhow};
+
+use crate::backup::disk_archive::Image;
+use crate::backup::qcow2::{Piece, Qcow2};
+use crate::command::{Tool, ToolError};
+use crate::disk::{Disk, LoopDevice, StagedWrite};
+use crate::filesystem::{Filesystem, SECTOR_BYTES};
+use crate::guest::{Trust, Workspace};
+use crate::install::teardown;
+use crate::partition_table::{self, Growth, grow_table};
+use crate::plan::OnFailure;
+use crate::probe::{self, Content, Part, Survey, Volume};
+use crate::reader::{Region, WithSector};
+use crate::report::{self, WithHint, size};
+use crate::sys::signals;
+
+/// The first sector of a disk.
+pub type Sector = [u8; SECTOR_BYTES as usize];
+
+/// One piece of a raw disk, and the unit in which zeros are not written.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A disk that is about to be restored.
+pub struct DiskRestore<'a> {
+    pub disk: &'a Disk,
+    pub workspace: &'a Workspace,
+    pub on_failure: OnFailure,
+    /// What is done to the restored disk before its first sector, which this is given, is written.
+    pub setup: &'a mut dyn FnMut(&mut Sector) -> Result<()>,
+}
+
+impl DiskRestore<'_> {
+    /// Restores an archive of ours.
+    pub fn archive(self, source: &mut dyn Read) -> Result<()> {
+        let mut image = Image::open(source, &signals::check)?;
+        let facts = &image.manifest.disk;
+        self.refuse_smaller(facts.size_bytes)?;
+        let parts =
+            image.manifest.partitions.iter().map(|part| (part.start_bytes, part.size_bytes)).collect();
+        report::line(&format!(
+            "{:>10}  a disk of {}, {} in use, layout {}, written by {}",
+            "backup",
+            size(facts.size_bytes),
+            size(facts.used_bytes),
+            report::ascii(facts.layout.as_bytes()),
+            report::ascii(image.manifest.program.as_bytes())
+        ));
+        let (size_bytes, zero) = (facts.size_bytes, facts.zero.clone());
+        let mut held = StagedWrite::begin(self.disk, size_bytes, parts)?;
+        let restored = report::long_step("restoring the disk", || {
+            for (start, length) in zero {
+                signals::check()?;
+                held.zero(start, length)?;
+            }
+            let runs: Vec<(u64, u64)> = image.runs().collect();
+            for (offset, length) in runs {
+                held.fill(offset, length, |room| image.read(room))?;
+            }
+            image.finish()
+        });
+        self.complete(held, size_bytes, restored)
+    }
+
+    /// Restores a raw image of a disk: as long as the stream is, which no digest vouches for.
+    pub fn raw(self, source: &mut dyn Read, first: &[u8]) -> Result<()> {
+        // Its length is not known yet; what its table says is enough to know what to hold back.
+        let disk_bytes = self.disk.size_bytes;
+        let parts = partitions_of(&Region::new(&first, 0, disk_bytes.max(first.len() as u64)));
+        let mut held = StagedWrite::begin(self.disk, disk_bytes, parts.clone())?;
+        let mut length = 0;
+        let restored = report::long_step("restoring the disk", || {
+            let mut piece = vec![0; PIECE_BYTES];
+            loop {
+                signals::check()?;
+                let count = fill(source, &mut piece)?;
+                if count == 0 {
+                    break;
+                }
+                if length + count as u64 > disk_bytes {
+                    return Err(anyhow!("the image is larger than the disk, which has {}", size(disk_bytes)))
+                        .hint("give the instance a disk of at least the image's size");
+                }
+                match piece[..count].iter().all(|byte| *byte == 0) {
+                    true => held.zero(length, count as u64)?,
+                    false => held.write(length, &piece[..count])?,
+                }
+                length += count as u64;
+            }
+            let end = parts.iter().map(|(start, length)| start + length).max().unwrap_or(0);
+            match length < end {
+                true => Err(anyhow!("the image ends at byte {length}, its last partition at {end}"))
+                    .hint("the image was cut short; export it again"),
+                false => Ok(()),
+            }
+        });
+        self.complete(held, length, restored)
+    }
+
+    /// Restores a disk from a qcow2 image.
+    pub fn qcow2(self, image: &Qcow2) -> Result<()> {
+        let size_bytes = image.size_bytes();
+        self.refuse_smaller(size_bytes)?;
+        let mut held =
+            StagedWrite::begin(self.disk, size_bytes, partitions_of(&Region::new(image, 0, size_bytes)))?;
+        let restored = report::long_step("writing the image", || {
+            image.pieces(|offset, piece| {
+                signals::check()?;
+                match piece {
+                    Piece::Data(bytes) => held.write(offset, bytes),
+                    Piece::Zeros(length) => held.zero(offset, length),
+                }
+            })
+        });
+        self.complete(held, size_bytes, restored)
+    }
+
+    fn refuse_smaller(&self, needed_bytes: u64) -> Result<()> {
+        let have = self.disk.size_bytes;
+        if have >= needed_bytes {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "the disk has {} ({have} bytes), what is to come on it is a disk of {} ({needed_bytes} bytes)",
+            size(have),
+            size(needed_bytes)
+        ))
+        .hint("give the instance a disk of at least that size")
+    }
+
+    /// Lets the disk be what it was, or wipes it.
+    fn complete(self, mut held: StagedWrite<'_>, size_bytes: u64, restored: Result<()>) -> Result<()> {
+        let disk = self.disk;
+        let finished = restored.and_then(|()| {
+            let mut sector = held.release()?;
+            if disk.size_bytes > size_bytes {
+                grow(disk, self.workspace, &mut sector)?;
+            }
+            (self.setup)(&mut sector)?;
+            report::step("flushing", || held.finish(&sector))
+        });
+        finished.map_err(|error| teardown::give_up(disk, self.on_failure, error, || held.wipe()))
+    }
+}
+
+/// Start and length of what a disk's table names, where it can be read.
+fn partitions_of(disk: &Region<'_>) -> Vec<(u64, u64)> {
+    let table = partition_table::read(disk).ok().flatten();
+    let parts = table.iter().flat_map(|table| &table.partitions);
+    parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
+}
+
+/// What is on a restored disk of which the first sector is yet to come. Without a table that sector is its
+/// filesystem's own, and stands on the disk while `work` is at it.
+pub fn with_first_sector<T>(
+    disk: &Disk,
+    sector: &mut Sector,
+    work: impl FnOnce(Survey, &mut Sector) -> Result<T>,
+) -> Result<T> {
+    let seen = WithSector { disk: &disk.file, sector: &*sector };
+    let survey = probe::survey(&Region::new(&seen, 0, disk.size_bytes))?;
+    let bare = survey.table.is_none();
+    if bare {
+        disk.file.write_all_at(sector, 0).context("writing the first sector")?;
+    }
+    disk.flush_path_cache()?;
+    let done = work(survey, sector)?;
+    if bare {
+        disk.flush_path_cache()?;
+        disk.file.read_exact_at(sector, 0).context("reading the first sector")?;
+    }
+    Ok(done)
+}
+
+/// Reads until the buffer is full or the stream ends.
+fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]).context("reading the image")? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
+fn grow(disk: &Disk, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
+    let seen = WithSector { disk: &disk.file, sector: &*sector };
+    if let Err(error) = probe::survey(&Region::new(&seen, 0, disk.size_bytes)) {
+        report::warning(&format!("nothing grows: {}", report::sentence(&error)));
+        return Ok(());
+    }
+    with_first_sector(disk, sector, |survey, sector| grow_last(disk, workspace, &survey, sector))
+}
+
+fn grow_last(disk: &Disk, workspace: &Workspace, survey: &Survey, sector: &mut Sector) -> Result<()> {
+    let last = survey.parts.iter().max_by_key(|part| part.start_bytes);
+    let growing = last.filter(|part| matches!(part.content, Content::Filesystem(_)));
+    let growth = match survey.table {
+        Some(kind) => {
+            grow_table(&disk.file, disk.size_bytes, kind, growing.and_then(Part::partition), sector)?
+        }
+        None => growing.map(|part| Growth { start_bytes: part.start_bytes, size_bytes: disk.size_bytes }),
+    };
+    match growth {
+        Some(growth) => {
+            let part = growing.context("a part that grows")?;
+            report::step(&format!("growing {part} to {}", size(growth.size_bytes)), || {
+                grow_filesystem(disk, workspace, part, growth)
+            })
+        }
+        None => {
+            let last = last.map_or("nothing".to_owned(), Part::to_string);
+            report::line(&format!("{:>10}  the room at the end stays free: last on the disk is {last}", ""));
+            Ok(())
+        }
+    }
+}
+
+/// By the filesystem's own tools, on a loop device that shows nothing else. One that cannot be grown (damaged, of a kind or
+/// size that its tool refuses, or a btrfs whose copy this node has mounted) is what was backed up all the same: it keeps
+/// its size, with a word.
+fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Growth) -> Result<()> {
+    let Content::Filesystem(volume) = part.content else { return Ok(()) };
+    disk.flush_path_cache()?;
+    let device = LoopDevice::attach_part(disk, growth.start_bytes, growth.size_bytes)?;
+    let path = device.path();
+    let refusal = match volume.filesystem {
+        Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => grow_ext(&path)?,
+        Filesystem::Xfs | Filesystem::Btrfs => grow_mounted(&path, workspace, volume)?,
+    };
+    if let Some(error) = refusal {
+        signals::check()?;
+        report::warning(&format!("the filesystem keeps its size: {}", report::sentence(&error)));
+    }
+    device.finish()
+}
+
+/// Why it keeps its size, if it does.
+fn grow_ext(device: &Path) -> Result<Option<Error>> {
+    if let Err(error) = check_ext(device) {
+        return Ok(Some(error));
+    }
+    let Err(error) = Tool::new("resize2fs").arg(device).quiet().run() else { return Ok(None) };
+    // Some kinds it refuses before it has changed anything; whatever it left half done is no backup's filesystem.
+    match Tool::new("e2fsck").args(["-f", "-n"]).arg(device).quiet().run() {
+        Ok(()) => Ok(Some(error)),
+        Err(_) => Err(error),
+    }
+}
+
+/// The same, by the kernel, which grows it or leaves it.
+fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<Option<Error>> {
+    let mut root = match workspace.mount_found(device, volume, "grown", Trust::Untrusted) {
+        Ok(root) => root,
+        Err(error) => return Ok(Some(error)),
+    };
+    let tool = match volume.filesystem {
+        Filesystem::Xfs => Tool::new("xfs_growfs").arg("-d"),
+        _ => Tool::new("btrfs").args(["filesystem", "resize", "max"]),
+    };
+    let refusal = tool.arg(root.path()).quiet().run().err();
+    root.finish()?;
+    Ok(refusal)
+}
+
+/// resize2fs and tune2fs want a filesystem that was checked, and its journal replayed.
+pub fn check_ext(device: &Path) -> Result<()> {
+    match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
+        // Something was mended.
+        Err(error) if matches!(report::cause(&error), Some(ToolError::Status(_, 1, _))) => Ok(()),
+        checked => checked,
+    }
+}

@@ -1,0 +1,15 @@
+//! What only the kernel can do for us: ioctls, signals, locks, files without a name. Knows nothing of disks' contents; imports
+//! no other room.
+
+mod calls;
+mod ioctl;
+pub mod lock;
+pub mod signals;
+pub mod tmpfile;
+
+pub use calls::{clear_signal_mask, give_pages, has_record_lock, new_mount_namespace};
+pub use ioctl::{
+    Blkpg, Isolation, LoopInfo64, LoopSetup, adopt_fd, blkpg, block_size_bytes, chroot_before_exec,
+    cloexec_inherited, clone_range, drop_block_cache, fs_label, inherited_fd, loop_configure, loop_flags,
+    loop_get_free, loop_status, set_fs_label, shut_down_fs, spawn,
+};
