@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::compressed::WINDOW_LOG_MAX;
 use crate::reader::ReadAt;
+use crate::reader::integers::{be32, be64};
 use crate::sys::signals;
 
 pub const MAGIC: &[u8] = b"QFI\xfb";
@@ -72,8 +73,7 @@ impl<'a> Qcow2<'a> {
         let mut header = [0; HEADER_BYTES];
         let read = read_up_to(file, &mut header, 0).context("reading the header of the qcow2 image")?;
         ensure!(read >= SHORT_HEADER_BYTES && header.starts_with(MAGIC), "it is no whole qcow2 image");
-        let u32_at = |at: usize| u32::from_be_bytes(std::array::from_fn(|index| header[at + index]));
-        let u64_at = |at: usize| u64::from(u32_at(at)) << 32 | u64::from(u32_at(at + 4));
+        let (u32_at, u64_at) = (|at| be32(&header, at), |at| be64(&header, at));
         let version = u32_at(4);
         ensure!((2..=3).contains(&version), "the qcow2 image has version {version}; 2 and 3 are read");
         let features = if version == 3 { u64_at(72) } else { 0 };
@@ -168,7 +168,7 @@ impl<'a> Qcow2<'a> {
             let mut entry = [0; 8];
             let at = self.l1_at.checked_add(l1_index * 8).context(context)?;
             self.file.read_exact_at(&mut entry, at).context(context)?;
-            let l2_at = u64::from_be_bytes(entry) & OFFSET_MASK;
+            let l2_at = be64(&entry, 0) & OFFSET_MASK;
             cached.0 = None;
             cached.1.clear();
             if l2_at != 0 {
@@ -181,7 +181,7 @@ impl<'a> Qcow2<'a> {
             return Ok(Cluster::Zero);
         }
         let at = l2_index as usize * 8;
-        let entry = u64::from_be_bytes(std::array::from_fn(|byte| cached.1[at + byte]));
+        let entry = be64(&cached.1, at);
         if entry & COMPRESSED != 0 {
             // The low bits are the offset, those above count the sectors behind the first one.
             let offset_bits = 62 - (self.cluster_bits - 8);

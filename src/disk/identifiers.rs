@@ -16,8 +16,6 @@ use crate::partition_table::{self, TableKind};
 use crate::probe::{Content, Fat, Part, Survey};
 use crate::sys::signals;
 
-/// Where an MBR has its signature, of which PARTUUIDs are made.
-const MBR_SIGNATURE: std::ops::Range<usize> = 440..444;
 /// mkswap(8): the UUID stands behind the boot bits and four numbers.
 const SWAP_UUID_AT: u64 = 1036;
 /// An EFI system partition may be larger, but then what names the root in it is the owner's business.
@@ -75,9 +73,7 @@ impl Reidentify {
                 self.gpt(disk, size_bytes).context("giving the partition table new identifiers")
             }
             Some(TableKind::Msdos) => {
-                let old = u32::from_le_bytes(std::array::from_fn(|at| sector[MBR_SIGNATURE][at]));
-                let new = self.number(old);
-                sector[MBR_SIGNATURE].copy_from_slice(&new.to_le_bytes());
+                let (old, new) = partition_table::renew_mbr(sector, |old| self.number(old));
                 let named = |signature: u32, number| format!("{signature:08x}-{number:02x}");
                 let numbers = survey.parts.iter().filter_map(|part| part.number);
                 self.words
@@ -192,6 +188,7 @@ mod tests {
     use crate::probe::Volume;
 
     const OLD: &str = "b5a70c8f-0000-4000-8000-0123456789ab";
+    const MBR_SIGNATURE: std::ops::Range<usize> = 440..444;
     const OTHER: &str = "c5a70c8f-0000-4000-8000-0123456789ab";
 
     fn part(number: u32, start_bytes: u64, content: Content) -> Part {

@@ -12,7 +12,7 @@ use crate::reader::integers::le32;
 const LOGICAL_MAX: usize = 60;
 
 /// Where the disk has its signature, of which PARTUUIDs are made.
-pub(super) const DISK_SIGNATURE: Range<usize> = 440..444;
+const DISK_SIGNATURE: Range<usize> = 440..444;
 /// The end of every sector with a table.
 pub(super) const SIGNATURE: [u8; 2] = [0x55, 0xaa];
 const SIGNATURE_AT: usize = 510;
@@ -122,6 +122,14 @@ pub fn sector(disk_signature: [u8; 4], entries: &[(u32, Entry)]) -> [u8; SECTOR 
         entry.write(&mut sector[place(*number)]);
     }
     sector
+}
+
+/// Gives an MBR another signature of its disk; returns the old one and the new one.
+pub fn renew_mbr(sector: &mut [u8; SECTOR as usize], new: impl FnOnce(u32) -> u32) -> (u32, u32) {
+    let old = le32(sector, DISK_SIGNATURE.start);
+    let new = new(old);
+    sector[DISK_SIGNATURE].copy_from_slice(&new.to_le_bytes());
+    (old, new)
 }
 
 /// Changes how many sectors an entry has.

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use gpt::renew_gpt;
 pub use grow::{Growth, grow_table};
+pub use mbr::renew_mbr;
 pub use write::{table_is_there, write_table};
 
 use crate::reader::Region;

@@ -2,6 +2,7 @@
 //! `SCHILY.acl.default` (acl(5), "long text form"), and the binary value of the kernel's attributes
 //! (linux/posix_acl_xattr.h). Must not set or read any.
 
+use crate::reader::integers::{le16, le32};
 use anyhow::{Context, Result, bail, ensure};
 
 /// The attribute of the ACL that a file is accessed by.
@@ -134,9 +135,7 @@ pub(super) fn to_text(value: &[u8]) -> Result<String> {
     ensure!(entries.len() % ENTRY_BYTES == 0, "the ACL ends within an entry");
     let mut text = String::new();
     for entry in entries.chunks_exact(ENTRY_BYTES) {
-        let tag = u16::from_le_bytes([entry[0], entry[1]]);
-        let permissions = u16::from_le_bytes([entry[2], entry[3]]);
-        let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        let (tag, permissions, id) = (le16(entry, 0), le16(entry, 2), le32(entry, 4));
         let who = match tag {
             USER_OBJ => "user:".to_owned(),
             USER => format!("user:{id}"),

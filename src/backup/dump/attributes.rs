@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::header::word;
+use crate::reader::integers::{le16, le32};
 use crate::tar::{ACL_ACCESS, ACL_DEFAULT};
 
 /// What is behind the inode, and one block.
@@ -38,7 +38,7 @@ pub(super) type Attribute = (Vec<u8>, Vec<u8>);
 /// The attributes in what a dump has of a block.
 pub(super) fn parse(block: &[u8]) -> Result<Vec<Attribute>> {
     ensure!(block.len() >= INODE_HEADER_BYTES, "a block of attributes has {} bytes", block.len());
-    let (values, first) = match word(block, 0) {
+    let (values, first) = match le32(block, 0) {
         BLOCK_MAGIC => (block, BLOCK_HEADER_BYTES),
         INODE_MAGIC => (&block[INODE_HEADER_BYTES..], 0),
         magic => bail!("a block of attributes has the magic number {magic:#x}, which is not known"),
@@ -46,7 +46,7 @@ pub(super) fn parse(block: &[u8]) -> Result<Vec<Attribute>> {
     let mut attributes = Vec::new();
     let mut rest = values.get(first..).context("a block of attributes is cut short")?;
     // Four zero bytes end the list; each round takes an entry's bytes.
-    while rest.len() >= 4 && word(rest, 0) != 0 {
+    while rest.len() >= 4 && le32(rest, 0) != 0 {
         let (attribute, after) = entry(rest, values)?;
         attributes.push(attribute);
         rest = after;
@@ -58,8 +58,8 @@ pub(super) fn parse(block: &[u8]) -> Result<Vec<Attribute>> {
 fn entry<'a>(entries: &'a [u8], values: &[u8]) -> Result<(Attribute, &'a [u8])> {
     ensure!(entries.len() >= ENTRY_BYTES, "an attribute's entry is cut short");
     let (name_length, index) = (usize::from(entries[0]), entries[1]);
-    let offset = usize::from(u16::from_le_bytes([entries[2], entries[3]]));
-    let (foreign_inode, size) = (word(entries, 4), word(entries, 8) as usize);
+    let offset = usize::from(le16(entries, 2));
+    let (foreign_inode, size) = (le32(entries, 4), le32(entries, 8) as usize);
     let name =
         entries.get(ENTRY_BYTES..ENTRY_BYTES + name_length).context("an attribute's name is cut short")?;
     ensure!(!name.contains(&0), "the attribute's name {:?} has a NUL", name.escape_ascii().to_string());
@@ -98,14 +98,14 @@ fn full_name(index: u8, name: &[u8]) -> Result<Vec<u8>> {
 /// An ACL on disk has no id where there is nobody to name; the kernel's attribute always has one.
 fn acl(disk: &[u8]) -> Result<Vec<u8>> {
     ensure!(
-        disk.len() >= 4 && word(disk, 0) == ACL_DISK_VERSION,
+        disk.len() >= 4 && le32(disk, 0) == ACL_DISK_VERSION,
         "it is no ACL of version {ACL_DISK_VERSION}"
     );
     let mut value = ACL_VERSION.to_le_bytes().to_vec();
     let mut rest = &disk[4..];
     while !rest.is_empty() {
         let (short, after) = rest.split_at_checked(4).context("the ACL ends within an entry")?;
-        let named = [ACL_USER, ACL_GROUP].contains(&u16::from_le_bytes([short[0], short[1]]));
+        let named = [ACL_USER, ACL_GROUP].contains(&le16(short, 0));
         let id;
         (id, rest) = match named {
             true => after.split_at_checked(4).context("the ACL ends within an entry")?,

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::header::word;
+use crate::reader::integers::{le16, le32};
 
 /// DIRBLKSIZ.
 pub(super) const BLOCK_BYTES: usize = 512;
@@ -28,7 +28,7 @@ pub(super) fn each(block: &[u8], take: &mut dyn FnMut(u32, Name<'_>) -> Result<(
     let mut rest = block;
     while !rest.is_empty() {
         ensure!(rest.len() >= HEAD_BYTES, "its data are damaged: an entry is cut short");
-        let length = usize::from(u16::from_le_bytes([rest[4], rest[5]]));
+        let length = usize::from(le16(rest, 4));
         let name_length = usize::from(rest[7]);
         let is_lost = name_length == NAME_BYTES_MAX && length <= HEAD_BYTES + name_length;
         let least = if is_lost { HEAD_BYTES } else { HEAD_BYTES + name_length + 1 };
@@ -37,7 +37,7 @@ pub(super) fn each(block: &[u8], take: &mut dyn FnMut(u32, Name<'_>) -> Result<(
             "its data are damaged: an entry of {length} bytes has a name of {name_length}, and {} are left",
             rest.len()
         );
-        let inode_number = word(rest, 0);
+        let inode_number = le32(rest, 0);
         if inode_number != 0 && is_lost {
             take(inode_number, Name::Lost)?;
         } else if inode_number != 0 {

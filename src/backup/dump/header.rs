@@ -5,6 +5,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::RECORD_BYTES;
+use crate::reader::integers::{be32, le32};
 
 /// NFS_MAGIC.
 const MAGIC: u32 = 60012;
@@ -75,8 +76,8 @@ pub(super) struct Header {
 
 /// Whether `first` is the begin of a dump, and one that is accepted; `None` if it is none.
 pub(in crate::backup) fn probe(first: &[u8]) -> Option<Result<()>> {
-    let magic = first.get(C_MAGIC..C_MAGIC + 4)?.try_into().ok()?;
-    let (little, big) = (u32::from_le_bytes(magic), u32::from_be_bytes(magic));
+    let magic = first.get(C_MAGIC..C_MAGIC + 4)?;
+    let (little, big) = (le32(magic, 0), be32(magic, 0));
     Some(match (little, big) {
         (MAGIC, _) => Ok(()),
         (_, MAGIC) => Err(anyhow::anyhow!("the dump is big-endian, which is not supported")),
@@ -94,18 +95,16 @@ pub(in crate::backup) fn probe(first: &[u8]) -> Option<Result<()>> {
 /// compressed.
 pub(super) fn compressed_record_blocks(first: &[u8]) -> Option<u32> {
     let is_dump = first.len() == RECORD_BYTES && probe(first).is_some_and(|accepted| accepted.is_ok());
-    (is_dump && word(first, C_FLAGS) & FLAG_COMPRESSED != 0).then(|| word(first, C_NTREC))
+    (is_dump && le32(first, C_FLAGS) & FLAG_COMPRESSED != 0).then(|| le32(first, C_NTREC))
 }
 
 impl Header {
     pub(super) fn parse(block: Box<[u8; RECORD_BYTES]>) -> Result<Header> {
-        let magic = word(&block[..], C_MAGIC);
+        let magic = le32(&block[..], C_MAGIC);
         ensure!(magic == MAGIC, "it has the magic number {magic}, expected {MAGIC}: it is no header");
-        let sum = block.chunks_exact(4).fold(0_u32, |sum, bytes| {
-            sum.wrapping_add(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-        });
+        let sum = block.chunks_exact(4).fold(0_u32, |sum, bytes| sum.wrapping_add(le32(bytes, 0)));
         ensure!(sum == CHECKSUM, "its checksum is {sum}, expected {CHECKSUM}: it is damaged");
-        let kind = match word(&block[..], 0) {
+        let kind = match le32(&block[..], 0) {
             1 => Kind::Volume,
             2 => Kind::Inode,
             3 => Kind::Dumped,
@@ -118,7 +117,7 @@ impl Header {
     }
 
     fn word(&self, offset: usize) -> u32 {
-        word(&self.block[..], offset)
+        le32(&self.block[..], offset)
     }
 
     /// When the dump was begun: the same in all headers.
@@ -201,11 +200,4 @@ impl Header {
         ensure!(size < SIZE_BYTES_MAX, "its size is {size} bytes, more than a file on ext4 can have");
         Ok(size)
     }
-}
-
-/// The little-endian word at `offset`; the callers' offsets lie inside a header.
-pub(super) fn word(bytes: &[u8], offset: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[offset..offset + 4]);
-    u32::from_le_bytes(word)
 }

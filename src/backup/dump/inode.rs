@@ -3,7 +3,8 @@
 use anyhow::{Result, bail, ensure};
 use rustix::fs::{FileType, IFlags, Timespec, Timestamps};
 
-use super::header::{INODE_BYTES, word};
+use super::header::INODE_BYTES;
+use crate::reader::integers::{le16, le32};
 use crate::tar::{Owner, Time};
 
 /// Offsets in struct new_bsd_inode.
@@ -40,22 +41,22 @@ impl Inode {
     /// Reads the [`INODE_BYTES`] of an inode.
     pub(super) fn parse(bytes: &[u8]) -> Result<Inode> {
         ensure!(bytes.len() == INODE_BYTES, "the inode has {} bytes, expected {INODE_BYTES}", bytes.len());
-        let mode = u32::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+        let mode = u32::from(le16(bytes, 0));
         let kind = match FileType::from_raw_mode(mode) {
             FileType::Unknown => bail!("its mode is {mode:o}, which is no type of file"),
             kind => kind,
         };
-        let (uid, gid) = (word(bytes, UID), word(bytes, GID));
+        let (uid, gid) = (le32(bytes, UID), le32(bytes, GID));
         // To chown(2) it means "as it is".
         ensure!(uid != u32::MAX && gid != u32::MAX, "its owner or group is {}, which is none", u32::MAX);
         let owner = Owner { uid, gid, mode: mode & 0o7777, mtime: time(bytes, MTIME)? };
-        let blocks = (word(bytes, BLOCKS), word(bytes, BLOCKS + 4));
+        let blocks = (le32(bytes, BLOCKS), le32(bytes, BLOCKS + 4));
         Ok(Inode {
             kind,
             owner,
             accessed: time(bytes, ATIME)?,
             device: device(blocks),
-            flags: IFlags::from_bits_truncate(word(bytes, FLAGS)) & KEPT_FLAGS,
+            flags: IFlags::from_bits_truncate(le32(bytes, FLAGS)) & KEPT_FLAGS,
         })
     }
 
@@ -69,9 +70,9 @@ impl Inode {
 /// Seconds, signed as ext2 has them: a time after 2038 comes back as one before 1970, for the dump
 /// has no more than 32 bits of it; then microseconds.
 fn time(bytes: &[u8], offset: usize) -> Result<Time> {
-    let microseconds = word(bytes, offset + 4);
+    let microseconds = le32(bytes, offset + 4);
     ensure!(microseconds < 1_000_000, "a time has {microseconds} microseconds");
-    Ok(Time { seconds: i64::from(word(bytes, offset) as i32), nanoseconds: microseconds * 1000 })
+    Ok(Time { seconds: i64::from(le32(bytes, offset) as i32), nanoseconds: microseconds * 1000 })
 }
 
 /// The first block's number if it is a device of 8 and 8 bits, else the second (linux/fs/ext4/inode.c,

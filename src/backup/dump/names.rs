@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
-use super::header::word;
+use crate::reader::integers::le32;
 
 /// What is sorted at once.
 const RUN_BYTES: usize = 4 * 1024 * 1024;
@@ -81,7 +81,7 @@ impl Collector {
         );
         let buffer = &self.buffer;
         self.starts.sort_unstable_by_key(|&start| {
-            (word(buffer, start as usize), word(buffer, start as usize + 4), start)
+            (le32(buffer, start as usize), le32(buffer, start as usize + 4), start)
         });
         let mut run =
             io::BufWriter::with_capacity(128 * 1024, Tail { file: &self.file, at: self.file_bytes });
@@ -153,7 +153,7 @@ impl Merge<'_> {
         if !run.fill_buf().context("reading names")?.is_empty() {
             let mut head = [0; HEAD_BYTES - 1];
             run.read_exact(&mut head).context("reading names")?;
-            self.heads.push(Reverse((word(&head, 0), word(&head, 4), index)));
+            self.heads.push(Reverse((le32(&head, 0), le32(&head, 4), index)));
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BlockRuns, PIECE_BYTES, TemplateSpec};
 use crate::cache::Origin;
+use crate::reader::integers::{le32, le64};
 use crate::sys::signals;
 
 /// The version stands in it: another format has another magic.
@@ -102,9 +103,7 @@ pub fn read_index(file: &File) -> Result<Index> {
     let mut header = [0; 36];
     file.read_exact_at(&mut header, 0).context("it is too short")?;
     ensure!(header.starts_with(MAGIC), "it does not begin as one");
-    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[at + byte]));
-    let (at, length) = (number(16), number(24));
-    let sum = u32::from_le_bytes(std::array::from_fn(|byte| header[32 + byte]));
+    let (at, length, sum) = (le64(&header, 16), le64(&header, 24), le32(&header, 32));
     ensure!(length <= INDEX_BYTES_MAX, "its index claims {length} bytes");
     let mut text = vec![0; length as usize];
     file.read_exact_at(&mut text, at).context("its index is not there")?;
