@@ -93,12 +93,10 @@ impl JobRoot {
                 let root = Path::new(path);
                 mount_bind_recursive(root, root).with_context(|| format!("mounting {}", root.display()))?;
                 mount_proc(&root.join("proc"))?;
-                if let Some(device) = device {
-                    let dev = root.join("dev");
-                    mount_dev(&dev)
-                        .and_then(|()| add_disk(&dev, device))
-                        .with_context(|| format!("making {}", dev.display()))?;
-                }
+                let dev = root.join("dev");
+                mount_dev(&dev)
+                    .and_then(|()| device.as_ref().map_or(Ok(()), |device| add_disk(&dev, device)))
+                    .with_context(|| format!("making {}", dev.display()))?;
                 pivot(root)
             }
             JobRoot::Made(made) => {
@@ -165,6 +163,10 @@ impl MadeRoot {
             }
             meta => meta.with_context(context)?,
         };
+        if std::fs::symlink_metadata(&to).is_ok() {
+            // In a directory that is shown already.
+            return Ok(());
+        }
         if let Some(parent) = to.parent() {
             std::fs::create_dir_all(parent).with_context(context)?;
         }

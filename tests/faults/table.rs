@@ -284,7 +284,7 @@ error: debootstrap --arch * trixie /run/ganeti-instance-debootstrap/bootstrap ht
     | E: Release signed by unknown key (key id A99515C8539E198A)
     |    The specified keyring * may be incorrect or out of date.
     |    You can find *
-hint: install the keyring of who signs there (debian-archive-keyring), or do not trust that mirror"),
+hint: set keyring = \"FILE\" with the keys of who signs there, or do not trust that mirror"),
     row("an unknown suite", Untouched, |node| create(node).param("SUITE", "trixy"), "
 error: debootstrap --arch * trixy /run/ganeti-instance-debootstrap/bootstrap: exit status 1
     | E: No such script: /usr/share/debootstrap/scripts/trixy

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
 mod archives;
+mod bootstrap;
 #[path = "../common/mod.rs"]
 mod common;
 mod disks;

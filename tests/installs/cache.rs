@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crate::common::tiny_mirror::tiny;
+use crate::common::tiny_mirror::{serve, tiny};
 use crate::common::{GIB, Mounted, Node, log_of, root_offset, text, tool};
 
 const DISK_BYTES: u64 = GIB;
@@ -38,41 +38,6 @@ gpg --quiet --armor --export > ../site.asc
 gpg --quiet --clearsign --output InRelease Release
 gpgconf --kill all
 "#;
-
-/// Serves the files of a directory on this machine until the tests end; the port.
-fn serve(dir: std::path::PathBuf) -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let dir = dir.clone();
-            std::thread::spawn(move || answer(stream, &dir));
-        }
-    });
-    port
-}
-
-/// Requests of one connection, one after the other.
-fn answer(mut stream: std::net::TcpStream, dir: &std::path::Path) {
-    use std::io::{BufRead, BufReader, Write};
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    loop {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if reader.read_line(&mut head).unwrap_or(0) == 0 {
-                return;
-            }
-        }
-        let name = head.split(' ').nth(1).unwrap_or_default().trim_start_matches(['/', '.']);
-        let found = fs::read(dir.join(name.trim_start_matches("./")));
-        let status = if found.is_ok() { "200 OK" } else { "404 Not Found" };
-        let body = found.unwrap_or_default();
-        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
-        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_err() {
-            return;
-        }
-    }
-}
 
 /// apt_dir for a node: the archive's source, and the key that signs it.
 fn apt_dir(node: &Node) -> std::path::PathBuf {

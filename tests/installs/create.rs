@@ -620,21 +620,3 @@ fn a_terminal_gets_a_progress_display() {
     assert!(screen.contains("00:00:00  unpacking"), "the spinner with its clock: {screen:?}");
     assert!(screen.is_ascii());
 }
-
-#[test]
-fn a_release_that_a_parameter_names_must_be_signed() {
-    let node = Node::bare();
-    // Nobody listens there: the bootstrap ends at once.
-    node.config("proxy = \"http://127.0.0.1:9\"\nsuite = \"trixie\"\nbootstrapper = \"debootstrap\"\n");
-    for (parameter, forced) in [(None, false), (Some(("OSP_SUITE", "trixie")), true)] {
-        let disk = node.disk("d", 2 * GIB);
-        let mut env = node.recorded("create", &disk);
-        env.insert("DEBUG_LEVEL".into(), "1".into());
-        env.extend(parameter.map(|(name, value): (&str, &str)| (name.to_owned(), value.to_owned())));
-        let output = node.verb("create", &env).output().unwrap();
-        let log = log_of(&output);
-        assert!(!output.status.success() && log.contains("+ debootstrap "), "{log}");
-        assert_eq!(log.contains("--force-check-gpg"), forced, "{log}");
-    }
-    node.assert_nothing_left();
-}

@@ -1,0 +1,239 @@
+//! Whoever chooses an instance's variant, suite, mirror or proxy gets no unsigned package unpacked; and what runs while a tree
+//! is made finds no file and no process of the node.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::common::tiny_mirror::{serve, small};
+use crate::common::{GIB, Mounted, Node, PROGRAM, log_of, root_offset, text, tool};
+use ganeti_instance_debootstrap::command::init::{self, Job};
+use ganeti_instance_debootstrap::command::root::JobRoot;
+
+/// What a package of the attacker has in a file.
+const EVIL: &str = "evil-marker";
+const GOOD: &str = "good-marker";
+
+/// debootstrap's own directory with a script for the suite, so that a parameter needs to name none.
+fn scripts(node: &Node, mirror: &Path) -> PathBuf {
+    let dir = node.path().join("debootstrap");
+    tool("cp", &["-a", "/usr/share/debootstrap", dir.to_str().unwrap()]);
+    fs::copy(mirror.join("script"), dir.join("scripts/tiny")).unwrap();
+    dir
+}
+
+/// A mirror and proxy of the attacker: signed by his own key, and unsigned.
+fn evil_servers(node: &Node) -> [u16; 2] {
+    let dir = node.path().join("evil");
+    small(&dir, EVIL);
+    let unsigned = node.path().join("unsigned");
+    tool("cp", &["-a", dir.to_str().unwrap(), unsigned.to_str().unwrap()]);
+    for file in ["InRelease", "Release.gpg"] {
+        fs::remove_file(unsigned.join("dists/tiny").join(file)).unwrap();
+    }
+    [serve(dir), serve(unsigned)]
+}
+
+/// Whether a file of the package is in anything that the cache holds.
+fn cache_has(node: &Node, marker: &str) -> bool {
+    let files = fs::read_dir(node.cache()).unwrap().map(|entry| entry.unwrap().path());
+    files
+        .filter(|path| path.is_file())
+        .any(|path| fs::read(path).unwrap().windows(marker.len()).any(|window| window == marker.as_bytes()))
+}
+
+fn clear_cache(node: &Node) {
+    for entry in fs::read_dir(node.cache()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+}
+
+/// A create with these of what an attacker may choose: variant, suite, mirror, proxy.
+fn create(node: &Node, chosen: [bool; 4], evil: u16) -> Output {
+    let mut env = node.recorded("create", &node.disk("d", GIB));
+    let url = format!("http://127.0.0.1:{evil}/");
+    let choices = [("OS_VARIANT", "tiny"), ("OSP_SUITE", "tiny"), ("OSP_MIRROR", &url), ("OSP_PROXY", &url)];
+    for ((name, value), _) in choices.into_iter().zip(chosen).filter(|(_, is_chosen)| *is_chosen) {
+        env.insert(name.into(), value.to_owned());
+    }
+    node.verb("create", &env).output().unwrap()
+}
+
+#[test]
+fn nothing_unsigned_is_unpacked_whatever_an_instance_chooses() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    small(&mirror, GOOD);
+    let good = serve(mirror.clone());
+    let evil = evil_servers(&node);
+    let scripts = scripts(&node, &mirror);
+    fs::write(node.legacy_defaults(), format!("export DEBOOTSTRAP_DIR={}\n", scripts.display())).unwrap();
+    node.variant("tiny.toml", "suite = \"tiny\"\n");
+    let mut unpacked = 0;
+    for choice in 0..32 {
+        let chosen: [bool; 4] = std::array::from_fn(|bit| choice >> bit & 1 == 1);
+        let allow_unsigned = choice & 16 != 0;
+        let evil = evil[choice % 2];
+        // An administrator who lets unsigned packages in has said from where.
+        node.config(&format!(
+            "defaults = \"1\"\nsuite = \"tiny\"\nboot = \"no\"\nmirror = \"http://127.0.0.1:{good}/\"\n\
+             keyring = \"{}/keyring.gpg\"\nallow_unsigned = {allow_unsigned}\n",
+            mirror.display()
+        ));
+        clear_cache(&node);
+        let output = create(&node, chosen, evil);
+        let log = log_of(&output);
+        assert!(!cache_has(&node, EVIL), "{chosen:?} {allow_unsigned}: {log}");
+        let from_elsewhere = chosen[2] || chosen[3];
+        assert_eq!(output.status.success(), !from_elsewhere, "{chosen:?} {allow_unsigned}: {log}");
+        unpacked += usize::from(cache_has(&node, GOOD));
+    }
+    assert_eq!(unpacked, 8);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn an_unsigned_tree_is_told_of_as_long_as_it_lives() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    let settings = small(&mirror, GOOD);
+    for file in ["InRelease", "Release.gpg"] {
+        fs::remove_file(mirror.join("dists/tiny").join(file)).unwrap();
+    }
+    node.config(&settings);
+    let refused = node.verb("create", &node.recorded("create", &node.disk("d", GIB))).output().unwrap();
+    assert!(!refused.status.success() && !cache_has(&node, GOOD), "{}", log_of(&refused));
+
+    let without_keys: String = settings
+        .lines()
+        .filter(|line| !line.starts_with("keyring"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    node.config(&format!("{without_keys}allow_unsigned = true\n"));
+    for _ in 0..2 {
+        let log = node.create_on(&node.disk("d", GIB));
+        assert!(log.contains("warning: nobody signed all packages of this tree"), "{log}");
+    }
+    let listed = node.command(&["cache", "list"]).output().unwrap();
+    assert!(text(&listed.stdout).contains("unsigned"), "{}", log_of(&listed));
+    let listed = node.command(&["cache", "list", "--json"]).output().unwrap();
+    assert!(text(&listed.stdout).contains("\"not checked\""), "{}", log_of(&listed));
+
+    // Without it, that tree is not used.
+    node.config(&settings);
+    let refused = node.verb("create", &node.recorded("create", &node.disk("d", GIB))).output().unwrap();
+    assert!(!refused.status.success(), "{}", log_of(&refused));
+}
+
+#[test]
+fn a_release_without_keys_on_this_node_is_refused_with_what_helps() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    small(&mirror, GOOD);
+    let scripts = scripts(&node, &mirror);
+    let script = fs::read_to_string(scripts.join("scripts/tiny")).unwrap();
+    fs::write(scripts.join("scripts/tiny"), format!("keyring /usr/share/keyrings/absent.gpg\n{script}"))
+        .unwrap();
+    fs::write(node.legacy_defaults(), format!("export DEBOOTSTRAP_DIR={}\n", scripts.display())).unwrap();
+    node.config(&format!(
+        "suite = \"tiny\"\nboot = \"no\"\nmirror = \"file://{}\"\nallow_unsigned = false\n",
+        mirror.display()
+    ));
+    let output = node.verb("create", &node.recorded("create", &node.disk("d", GIB))).output().unwrap();
+    let log = log_of(&output);
+    assert!(!output.status.success() && log.contains("/usr/share/keyrings/absent.gpg is not there"), "{log}");
+    assert!(log.contains("hint: set keyring = \"FILE\"") && !log.contains("apt-get install"), "{log}");
+    assert!(!log.contains("bootstrapping"), "it is told before anything is begun: {log}");
+    let checked = node.command(&["config", "check"]).output().unwrap();
+    assert!(!checked.status.success(), "{}", log_of(&checked));
+    assert!(log_of(&checked).contains("absent.gpg is not there"), "{}", log_of(&checked));
+}
+
+/// Looks for files and processes of the node by every way that /proc has; prints what it finds.
+const SPY: &str = r#"
+for secret in SECRETS; do
+  for way in "" /proc/[0-9]*/root /proc/[0-9]*/cwd /proc/[0-9]*/fd/* /proc/[0-9]*/cwd/../../../..; do
+    [ ! -e "$way/$secret" ] || echo "found $way/$secret"
+  done
+done
+for process in /proc/[0-9]*; do
+  tr '\0' ' ' < "$process/cmdline" | grep -q NODE_PROCESS && echo "found $process"
+done
+echo "the spy has ended"
+"#;
+
+/// Files that no job needs, and a process of the node.
+fn secrets(node: &Node) -> (String, std::process::Child) {
+    let own = node.etc().join("config.toml").display().to_string();
+    let paths = [
+        "etc/shadow",
+        "etc/ssh",
+        "root/.ssh",
+        "root/.bashrc",
+        "var/lib/dpkg/status",
+        "etc/fstab",
+        "var/log",
+        "home",
+    ];
+    let secrets = paths.map(str::to_owned).into_iter().chain([own.trim_start_matches('/').to_owned()]);
+    let words = secrets.filter(|path| Path::new("/").join(path).exists()).collect::<Vec<_>>().join(" ");
+    assert!(words.contains("etc/shadow") && words.contains("config.toml"), "{words}");
+    let process = Command::new("sleep").arg("31415.9265").spawn().unwrap();
+    (SPY.replace("SECRETS", &words).replace("NODE_PROCESS", "31415[.]9265"), process)
+}
+
+#[test]
+fn what_runs_while_a_tree_is_made_finds_nothing_of_the_node() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    let settings = small(&mirror, GOOD);
+    node.config(&settings);
+    let (spy, mut process) = secrets(&node);
+    let spy = spy.replace("var/lib/dpkg/status", "").replace("etc/shadow", "etc/gshadow");
+    // In a bootstrapper: all that a package's own scripts could do.
+    let script = fs::read_to_string(mirror.join("script")).unwrap();
+    let spying = script.replace(
+        "second_stage_install () {",
+        &format!("spy () {{\n{spy}\n}}\nsecond_stage_install () {{ spy > \"$TARGET/etc/found\" 2>&1;"),
+    );
+    fs::write(mirror.join("script"), spying).unwrap();
+    let disk = node.disk("d", GIB);
+    let log = node.create_on(&disk);
+    let found = Mounted::at(&disk, root_offset(&disk)).read("etc/found");
+    assert!(found.contains("the spy has ended") && !found.contains("found /"), "{found}\n{log}");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn what_runs_in_a_tree_finds_nothing_of_the_node() {
+    let node = Node::bare();
+    node.config("");
+    let (spy, mut process) = secrets(&node);
+    // A tree with a shell and a few tools of this machine.
+    let tree = node.path().join("tree");
+    let programs =
+        ["sh", "tr", "grep"].map(|name| tool("sh", &["-c", &format!("readlink -f $(command -v {name})")]));
+    let script = format!(
+        "set -e; mkdir -p {0}/bin {0}/proc {0}/dev {0}/tmp; for p in {1}; do cp --parents -L $p {0}; \
+         for l in $(ldd $p | grep -o '/[^ ]*'); do cp --parents -L $l {0}; done; done; \
+         for n in sh tr grep; do ln -s $(readlink -f $(command -v $n)) {0}/bin/ 2>/dev/null || :; done",
+        tree.display(),
+        programs.map(|program| program.trim().to_owned()).join(" ")
+    );
+    tool("sh", &["-c", &script]);
+    let shell = tool("sh", &["-c", "readlink -f $(command -v sh)"]);
+    let command = [shell.trim(), "-c", &spy].map(OsString::from).to_vec();
+    let job = Job { root: JobRoot::tree(&tree), ..Job::single(command) };
+    let script = "exec unshare --mount --pid --fork bash -c 'exec -a \"$0\" \"$@\"' \"$0\" \"$@\"";
+    let output = Command::new("bash")
+        .args(["-c", script, init::ARGV0, PROGRAM, &job.to_arg().unwrap()])
+        .env("PATH", "/usr/bin:/bin")
+        .output()
+        .unwrap();
+    let found = log_of(&output);
+    assert!(found.contains("the spy has ended") && !found.contains("found "), "{found}");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
