@@ -42,11 +42,23 @@ impl Filesystem {
         Filesystem::ALL.into_iter().find(|filesystem| filesystem.name() == name)
     }
 
+    /// The module of GRUB that reads it.
+    pub fn grub_module(self) -> &'static str {
+        match self {
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => "ext2",
+            Filesystem::Xfs => "xfs",
+            Filesystem::Btrfs => "btrfs",
+        }
+    }
+
     /// Whether it is one of ext2, ext3 and ext4.
     pub fn is_ext(self) -> bool {
         matches!(self, Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4)
     }
 }
+
+// Whoever adds one above adds it to ALL.
+const _: () = assert!(Filesystem::ALL.len() == Filesystem::Btrfs as usize + 1);
 
 impl fmt::Display for Filesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,7 @@
 //! A tree that boots: kernel, initramfs and GRUB, installed once when the cache is made. What differs from guest to
 //! guest (identifiers, console) stands as a placeholder in grub.cfg and is written in place by `guest::boot`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use anyhow::{Context, Result};
 use super::{MAX_BYTES, Recipe};
 use crate::command::Tool;
 use crate::command::root::Device;
+use crate::filesystem::Filesystem;
 use crate::guest::boot::{self, GRUB_DEFAULTS, PLACEHOLDER};
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
@@ -64,7 +66,7 @@ mkdir -p "$boot"
 cp "$pieces"/*.mod "$pieces"/*.lst "$pieces"/boot.img "$boot/"
 for table in gpt msdos; do
   grub-mkimage -O i386-pc -o "$boot/core-$table.img" -p "(,${table}1)/boot/grub" \
-    biosdisk part_$table ext2 xfs btrfs search_fs_uuid
+    biosdisk part_$table search_fs_uuid "$@"
 done
 [ -e /boot/grub/grubenv ] || grub-editenv /boot/grub/grubenv create
 exec grub-mkconfig -o /boot/grub/grub.cfg
@@ -91,7 +93,10 @@ pub fn install(recipe: &Recipe, kernel: Kernel, root: &RootDir, target: &Path, d
     // The kernel last and alone: each package with a hook for the initramfs would make it anew.
     run(apt(&["install"]).args(SYSTEM).args(distribution.init()).args(LOADERS))?;
     run(apt(&["install"]).arg(distribution.kernel(kernel)))?;
-    report::step("making GRUB's images", || run(Tool::new("sh").args(["-e", "-c", GRUB_PIECES]).quiet()))
+    report::step("making GRUB's images", || {
+        let modules: BTreeSet<&str> = Filesystem::ALL.map(Filesystem::grub_module).into();
+        run(Tool::new("sh").args(["-e", "-c", GRUB_PIECES, "sh"]).args(modules).quiet())
+    })
 }
 
 fn apt(recipe: &Recipe, words: &[&str]) -> Tool {

@@ -58,7 +58,7 @@ pub fn prepare(target: &mut TargetDisk<'_>, dir: &RootDir, files: Option<&Root>,
 pub fn prepare_own(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result<()> {
     let plan = target.plan;
     let Some(wanted) = plan.boot else { return Ok(()) };
-    let dir = RootDir::open(target.root.path())?;
+    let dir = target.root.dir()?.again()?;
     if LoaderFiles::of(&dir)?.boot(wanted.firmware, plan.layout.style) {
         return target.prepare_loader(None);
     }

@@ -220,7 +220,7 @@ impl<'a> TargetDisk<'a> {
                 disk::make_swap(&add_partition(&mut self.device, partition)?)?
             }
             SwapTarget::File { size_bytes } => {
-                report::step("making a swap file", || guest::swap::make_file(&self.root, *size_bytes))?;
+                report::step("making a swap file", || guest::swap::make_file(self.root.dir()?, *size_bytes))?;
                 self.volumes.swap = Some(format!("/{}", guest::swap::FILE));
                 return Ok(());
             }

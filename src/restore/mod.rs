@@ -239,7 +239,11 @@ fn grow_filesystem(disk: &Disk, workspace: &Workspace, part: &Part, growth: Grow
     let path = device.path();
     let refusal = match volume.filesystem {
         Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => grow_ext(&path, volume)?,
-        Filesystem::Xfs | Filesystem::Btrfs => grow_mounted(&path, workspace, volume)?,
+        Filesystem::Xfs => grow_mounted(&path, workspace, volume, Tool::new("xfs_growfs").arg("-d"))?,
+        Filesystem::Btrfs => {
+            let tool = Tool::new("btrfs").args(["filesystem", "resize", "max"]);
+            grow_mounted(&path, workspace, volume, tool)?
+        }
     };
     if let Some(error) = refusal {
         signals::check()?;
@@ -262,14 +266,10 @@ fn grow_ext(device: &Path, volume: Volume) -> Result<Option<Error>> {
 }
 
 /// The same, by the kernel, which grows it or leaves it.
-fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume) -> Result<Option<Error>> {
+fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume, tool: Tool) -> Result<Option<Error>> {
     let mut root = match workspace.mount_found(device, volume, "grown", Trust::Untrusted) {
         Ok(root) => root,
         Err(error) => return Ok(Some(error)),
-    };
-    let tool = match volume.filesystem {
-        Filesystem::Xfs => Tool::new("xfs_growfs").arg("-d"),
-        _ => Tool::new("btrfs").args(["filesystem", "resize", "max"]),
     };
     let refusal = tool.arg(root.path()).quiet().run().err();
     root.finish()?;

@@ -123,22 +123,26 @@ fn renew_filesystem(
 ) -> Result<()> {
     let device = LoopDevice::attach_part(disk, part.start_bytes, part.size_bytes)?;
     let (path, uuid) = (device.path(), renewal.uuid(volume.uuid).to_string());
-    match volume.filesystem {
+    // The log is replayed by a mount; the tools want it empty.
+    let replay = || -> Result<()> {
+        workspace.mount_found(&path, volume, "renewed", Trust::Untrusted)?.finish()?;
+        one_device::refuse_other(&path, volume)
+    };
+    let tool = match volume.filesystem {
         Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => {
             check_ext(&path, volume)?;
-            Tool::new("tune2fs").args(["-U", &uuid]).arg(&path).quiet().run()?;
+            Tool::new("tune2fs").args(["-U", &uuid])
         }
-        Filesystem::Xfs | Filesystem::Btrfs => {
-            // The log is replayed by a mount; the tools want it empty.
-            workspace.mount_found(&path, volume, "renewed", Trust::Untrusted)?.finish()?;
-            one_device::refuse_other(&path, volume)?;
-            let tool = match volume.filesystem {
-                Filesystem::Xfs => Tool::new("xfs_admin").args(["-U", &uuid]),
-                _ => Tool::new("btrfstune").args(["-f", "-U", &uuid]),
-            };
-            tool.arg(&path).quiet().run()?;
+        Filesystem::Xfs => {
+            replay()?;
+            Tool::new("xfs_admin").args(["-U", &uuid])
         }
-    }
+        Filesystem::Btrfs => {
+            replay()?;
+            Tool::new("btrfstune").args(["-f", "-U", &uuid])
+        }
+    };
+    tool.arg(&path).quiet().run()?;
     device.finish()?;
     disk.flush_path_cache()
 }

@@ -14,7 +14,6 @@ use crate::install::target_disk::{BlankDisk, TargetDisk, preconditions};
 use crate::install::unpack::full_or;
 use crate::plan::ImportPlan;
 use crate::request::InstanceName;
-use crate::rootdir::RootDir;
 use crate::sys::signals;
 use crate::{report, tar};
 
@@ -65,7 +64,7 @@ fn fill(target: &TargetDisk<'_>, source: TreeBackup) -> Result<()> {
 
 /// Makes what the tree says of its disk true of the new disk.
 fn adapt(target: &mut TargetDisk<'_>, loader_files: Option<&Root>) -> Result<()> {
-    let dir = RootDir::open(target.root.path())?;
+    let dir = target.root.dir()?.again()?;
     if !dir.is_dir("etc")? {
         report::warning("the backup holds no system, there is no /etc: it stays as it is");
         return Ok(());
@@ -81,8 +80,8 @@ fn adapt(target: &mut TargetDisk<'_>, loader_files: Option<&Root>) -> Result<()>
 /// Makes it another guest than the one that was backed up, if there is a new name.
 fn reidentify(target: &TargetDisk<'_>, new_name: Option<&InstanceName>) -> Result<()> {
     let Some(name) = new_name else { return Ok(()) };
-    let root = RootDir::open(target.root.path())?;
-    if root.is_dir("etc").unwrap_or(false) { reidentify::renew_tree(&root, name) } else { Ok(()) }
+    let root = target.root.dir()?;
+    if root.is_dir("etc").unwrap_or(false) { reidentify::renew_tree(root, name) } else { Ok(()) }
 }
 
 /// What dump(8) did not write, or this filesystem does not take.

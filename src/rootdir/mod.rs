@@ -102,6 +102,11 @@ impl RootDir {
         Ok(RootDir { top })
     }
 
+    /// The same tree, held once more.
+    pub fn again(&self) -> Result<RootDir> {
+        Ok(RootDir { top: self.top.try_clone().context("holding a root directory")? })
+    }
+
     /// The tree below the directory at `path`, which may not be a link; `None` if there is none.
     pub fn below(&self, path: impl AsRef<Path>) -> Result<Option<RootDir>> {
         let path = path.as_ref();
@@ -155,6 +160,15 @@ impl RootDir {
         self.access_of(path)
             .and_then(|access| self.replace(path, bytes, &access))
             .with_context(|| format!("rewriting {}", shown(path)))
+    }
+
+    /// Creates a file that is not there yet, open for writing. Its directory must be there.
+    pub fn create_new(&self, path: impl AsRef<Path>, mode: u32) -> Result<File> {
+        let path = path.as_ref();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode);
+        let file = fs::openat2(&self.top, path, flags, mode, INSIDE);
+        Ok(file.with_context(|| format!("creating {}", shown(path)))?.into())
     }
 
     /// Makes `path` and what is missing above it, each directory owned by root with exactly `mode`;

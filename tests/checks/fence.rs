@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("cache", "base tars and templates as files: key, lock, manifest, expiry, atomic publication",
         &["backup", "bootstrap", "reader", "report", "sys"]),
     ("bootstrap", "a root tree by debootstrap or mmdebstrap, with updates, kernel and loader; knows no cache and no disk",
-        &["command", "debian", "guest", "report", "rootdir", "sys"]),
+        &["command", "debian", "filesystem", "guest", "report", "rootdir", "sys"]),
     ("guest", "mounts, and everything that is written inside a guest: names, network, access, boot configuration",
         &["allocation", "command", "disk", "filesystem", "partition_table", "probe", "reader", "report", "request", "rootdir", "sys"]),
     ("allocation", "what is in use in a partition, by the maps of ext, xfs and btrfs themselves",
@@ -384,6 +384,25 @@ fn nix_is_used_in_one_room() {
                     .ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
             });
             assert!(!uses, "{} uses nix", path.display());
+        }
+    }
+}
+
+/// What is written inside a guest is reached through RootDir alone. mount.rs and one_device.rs have devices and mount points,
+/// resolver.rs reads the node's own file.
+#[test]
+fn the_files_of_a_guest_are_reached_through_its_root_directory() {
+    let src = project().join("src/guest");
+    for entry in walkdir::WalkDir::new(&src) {
+        let path = entry.unwrap().into_path();
+        let is_source = path.extension().is_some_and(|extension| extension == "rs");
+        let is_other =
+            ["mount.rs", "one_device.rs", "resolver.rs", "tests.rs"].iter().any(|name| path.ends_with(name));
+        if is_source && !is_other {
+            let code = code_of(&path);
+            for word in ["std::fs", "File::open", "File::create", "fs::read", "fs::write", "CWD"] {
+                assert!(!code.contains(word), "{} uses {word}", path.display());
+            }
         }
     }
 }
