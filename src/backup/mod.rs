@@ -64,7 +64,7 @@ pub enum Kind {
 pub enum Source {
     /// For [`dump::restore()`].
     Dump(Box<dyn Read>),
-    /// For [`image::Image`].
+    /// For [`disk_archive::Image`].
     Image(Box<dyn Read>),
     /// For [`crate::tar::unpack()`].
     Tree(Box<dyn Read>),
