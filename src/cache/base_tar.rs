@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
@@ -11,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backup::compressed;
 use crate::report::WithHint;
-use crate::sys::{lock, signals};
+use crate::sys::signals;
 
 /// Which tar a template was made from: neither another one nor the same name with other bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,15 +60,6 @@ impl BaseTar {
     /// Bytes that the tree needs at least.
     pub fn needed_bytes(&self) -> u64 {
         self.unpacked_bytes.unwrap_or(self.size_bytes)
-    }
-
-    /// Waits for the right to make templates of it, which no two have at once; says for whom it waits.
-    pub fn lock(&self, waiting: impl FnMut(&str)) -> Result<File> {
-        // A lock belongs to an open file, and the cache's own is held by whoever bootstraps another tree.
-        let own = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-        let own = own.with_context(|| format!("opening {} once more", self.name))?;
-        lock::exclusive(&own, None, waiting).with_context(|| format!("locking {}", self.name))?;
-        Ok(own)
     }
 
     /// The size of the file itself.

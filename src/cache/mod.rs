@@ -10,15 +10,16 @@ mod publish;
 mod template;
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use crate::bootstrap::Recipe;
-use crate::report;
+use crate::report::{self, WithHint};
 use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
@@ -106,12 +107,17 @@ pub struct Store {
     pub dir: PathBuf,
 }
 
-/// The exclusive right to change what is in the cache: the lock of its directory, which leaves no file behind. Ends
-/// with the process, however it ends.
+/// The exclusive right to change what is in the cache: the lock of a file that only root can open. Ends with the process, however
+/// it ends; the file stays.
 #[derive(Debug)]
 pub struct StoreLock {
-    _dir: File,
+    _file: File,
 }
+
+/// The name of that file. Whoever can open a file can lock it, so a directory that others may read is no lock.
+const LOCK: &str = ".lock";
+/// The same, for those who make templates.
+const TEMPLATES_LOCK: &str = ".lock-templates";
 
 /// `base-trixie-amd64-0123456789abcdef`
 pub fn stem(recipe: &Recipe) -> String {
@@ -211,19 +217,58 @@ impl Store {
     }
 
     /// Waits for the right to change what is in the cache; says for whom it waits. The directory must exist.
-    pub fn lock(&self, mut waiting: impl FnMut(&str)) -> Result<StoreLock> {
-        let shown = self.dir.display();
-        let dir = File::open(&self.dir).with_context(|| format!("opening {shown}"))?;
-        lock::exclusive(&dir, None, &mut waiting).with_context(|| format!("locking {shown}"))?;
-        Ok(StoreLock { _dir: dir })
+    pub fn lock(&self, waiting: impl FnMut(&str)) -> Result<StoreLock> {
+        self.lock_file(LOCK, waiting)
     }
 
-    /// Makes the directory; the files in it are readable by root alone.
+    /// Waits for the right to make templates, which goes on while another tree is bootstrapped.
+    pub fn lock_templates(&self, waiting: impl FnMut(&str)) -> Result<StoreLock> {
+        self.lock_file(TEMPLATES_LOCK, waiting)
+    }
+
+    fn lock_file(&self, name: &str, mut waiting: impl FnMut(&str)) -> Result<StoreLock> {
+        let path = self.dir.join(name);
+        let context = || format!("locking {}", path.display());
+        self.take_write_from_others().with_context(context)?;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags.bits() as i32)
+            .open(&path)
+            .with_context(context)?;
+        let meta = file.metadata().with_context(context)?;
+        let is_ours = meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw();
+        if !is_ours {
+            return Err(anyhow!("{} is not root's file", path.display()))
+                .hint(format!("rm {}; somebody else made it", path.display()));
+        }
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).with_context(context)?;
+        lock::exclusive(&file, None, &mut waiting).with_context(context)?;
+        Ok(StoreLock { _file: file })
+    }
+
+    /// Whoever may write to the directory could put another file in the place of the lock.
+    fn take_write_from_others(&self) -> Result<()> {
+        let mode = std::fs::metadata(&self.dir)?.mode() & 0o7777;
+        if mode & 0o002 != 0 {
+            report::warning(&format!(
+                "{} could be written by everybody; it cannot any more",
+                self.dir.display()
+            ));
+            std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(mode & !0o002))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory, for root alone.
     pub fn make_dir(&self) -> Result<()> {
         if !self.dir.is_dir() {
             std::fs::create_dir_all(&self.dir)
                 .with_context(|| format!("making the cache directory {}", self.dir.display()))?;
-            std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o755))?;
+            std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))?;
         }
         Ok(())
     }
@@ -433,14 +478,21 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_goes_with_its_holder_and_leaves_no_file() {
+    fn a_lock_goes_with_its_holder_and_strangers_cannot_take_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let held = store.lock(|_| {}).unwrap();
-        assert!(!lock::try_exclusive(&File::open(dir.path()).unwrap()).unwrap(), "it is busy");
+        let lock_file = || File::options().write(true).open(dir.path().join(LOCK)).unwrap();
+        assert!(!lock::try_exclusive(&lock_file()).unwrap(), "it is busy");
         drop(held);
-        assert!(lock::try_exclusive(&File::open(dir.path()).unwrap()).unwrap());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Of the directory, which others may open, nobody takes notice.
+        let _stranger = File::open(dir.path()).unwrap();
+        assert!(lock::try_exclusive(&_stranger).unwrap());
+        let _held = store.lock(|_| panic!("it waits")).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(dir.path()), mode(&dir.path().join(LOCK))), (0o775, 0o600));
+        assert!(store.entries().unwrap().is_empty() && store.orphans().unwrap().is_empty());
     }
 
     #[test]

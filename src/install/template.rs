@@ -96,7 +96,7 @@ fn found_or_made(
     if !plan.generate_cache {
         return Ok(None);
     }
-    let _lock = base.lock(|holder| {
+    let _lock = store.lock_templates(|holder| {
         report::line(&format!("{:>10}  waiting for {holder}, which makes a template of the tree", "..."));
     })?;
     // Whoever had the lock may have made just this one.

@@ -29,6 +29,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it is never shown.
+    pub fn is_secret(self) -> bool {
+        self == Kind::Secret
+    }
+
     /// What a complaint may repeat of a wrong value, which may be a secret that went to the wrong place. `None` for
     /// nothing. Of a URL it is what follows the user and the password.
     pub fn repeatable(self, text: &str) -> Option<Cow<'_, str>> {

@@ -1,8 +1,8 @@
 //! image: the same pipeline as create, onto a file on this machine.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,7 @@ use crate::guest::Workspace;
 use crate::plan::{DiskFacts, Inputs};
 use crate::report::{self, WithHint};
 use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
-use crate::settings::Settings;
+use crate::settings::{Settings, table};
 use crate::sys::tmpfile;
 
 /// Makes a disk image; the file appears when it is complete.
@@ -36,8 +36,9 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     if args.format == Format::Qcow2 {
         command::require("qemu-img")?;
     }
+    let params = args.params.iter().map(given_parameter).collect::<Result<Vec<_>>>()?;
     let (name, variant) = (&args.name, args.variant.as_deref());
-    let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &args.params };
+    let wanted = Wanted { name, variant, size_bytes: args.size, output: &args.output, params: &params };
     let (context, instance) = request(&wanted, &env)?;
     let settings = Settings::load(&context, "create")?;
     let inputs = Inputs { context: &context, instance: &instance, settings: &settings };
@@ -51,9 +52,40 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     file.set_len(args.size).with_context(|| format!("making a file of {} bytes", args.size))?;
     let disk = Disk::of_new_file(file.try_clone()?, &args.output)?;
     create::on_disk(inputs, &disk, &workspace)?;
-    publish(args, &file, dir)?;
+    publish(args, file, dir)?;
     report::line(&format!("{:>10}  {}", "image", args.output.display()));
     Ok(Outcome::Done)
+}
+
+/// More than any parameter needs.
+const PARAM_MAX_BYTES: u64 = 1 << 20;
+
+/// A parameter as the command line gives it: `@FILE` stands for what a file holds, `@-` for standard input, `@@` for a value that
+/// begins with @. A line break at the end is left out.
+fn given_parameter((name, value): &(String, String)) -> Result<(String, String)> {
+    let is_secret = table::find(name).is_some_and(|key| key.kind.is_secret());
+    let read = |input: &mut dyn Read| -> Result<String> {
+        let mut text = String::new();
+        input.take(PARAM_MAX_BYTES).read_to_string(&mut text)?;
+        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    };
+    let text = match value.strip_prefix('@') {
+        Some("-") => read(&mut std::io::stdin()).context("reading standard input")?,
+        Some(rest) if rest.starts_with('@') => rest.to_owned(),
+        Some(path) => {
+            let mut file = File::open(path).with_context(|| format!("opening {path}"))?;
+            read(&mut file).with_context(|| format!("reading {path}"))?
+        }
+        None => {
+            if is_secret && !value.is_empty() {
+                report::warning(&format!(
+                    "every user of this node can see {name} among the processes; --param {name}=@FILE keeps it to root"
+                ));
+            }
+            value.clone()
+        }
+    };
+    Ok((name.clone(), text))
 }
 
 /// An instance that Ganeti does not know.
@@ -124,22 +156,33 @@ fn instance(wanted: &Wanted<'_>) -> Result<Instance> {
     })
 }
 
-/// Gives the finished disk its name, in one step where it replaces another.
-fn publish(args: &ImageArgs, file: &File, dir: &Path) -> Result<()> {
-    file.sync_all().context("flushing the image")?;
-    if args.format == Format::Raw && !args.output.exists() {
-        return tmpfile::link(file, &args.output);
+/// Gives the finished disk its name, in one step where it replaces another. Until then it has none, and only root reads it: it
+/// holds the guest's shadow file and host keys.
+fn publish(args: &ImageArgs, disk: File, dir: &Path) -> Result<()> {
+    let image = match args.format {
+        Format::Raw => disk,
+        Format::Qcow2 => {
+            let image = tmpfile::create(dir)?;
+            let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+            report::long_step("converting to qcow2", || {
+                let convert = ["convert", "-f", "raw", "-O", "qcow2"];
+                Tool::new("qemu-img").args(convert).arg(path(&disk)).arg(path(&image)).run()
+            })?;
+            image
+        }
+    };
+    image.sync_all().context("flushing the image")?;
+    if !args.output.exists() {
+        return tmpfile::link(&image, &args.output);
     }
-    let staging = tempfile::Builder::new().prefix(".image-").tempdir_in(dir).context("making a directory")?;
-    let staged = staging.path().join("image");
-    match args.format {
-        Format::Raw => tmpfile::link(file, &staged)?,
-        Format::Qcow2 => report::long_step("converting to qcow2", || {
-            let source = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-            Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(source).arg(&staged).run()
-        })?,
+    // A run that was killed here left it.
+    let name = args.output.file_name().context("naming the image")?.to_string_lossy().into_owned();
+    let staged = dir.join(format!(".{name}.new"));
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", staged.display()));
+        }
+        _ => tmpfile::link(&image, &staged)?,
     }
-    // It holds the guest's shadow file and host keys.
-    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600)).context("setting its mode")?;
     std::fs::rename(&staged, &args.output).with_context(|| format!("publishing {}", args.output.display()))
 }
