@@ -56,6 +56,25 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
+/// Text that somebody else wrote: a name in an archive, in a guest, of a process. It can be printed escaped alone, so that it is
+/// neither a line of its own nor a terminal's command.
+#[derive(Debug, Clone, Copy)]
+pub struct Foreign<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Foreign<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for byte in self.0 {
+            match byte {
+                b'\\' => f.write_str("\\\\")?,
+                b' '..=b'~' => f.write_char(char::from(*byte))?,
+                b'\n' => f.write_str("\\n")?,
+                _ => write!(f, "\\x{byte:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One line on stderr, whatever the text holds; line breaks in it stay.
 pub fn line(text: &str) {
     let state = state();
@@ -264,6 +283,15 @@ mod tests {
     #[test]
     fn only_printable_ascii_leaves_the_program() {
         assert_eq!(ascii("a\u{e9}\x1b[31m\tb".as_bytes()), "a???[31m b");
+    }
+
+    #[test]
+    fn foreign_text_is_printed_as_one_word_of_one_line() {
+        let all: Vec<u8> = (0..=255).collect();
+        let shown = Foreign(&all).to_string();
+        assert!(shown.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{shown}");
+        let name = b"a\nerror: b\0\x1b[31m\\ c\xc3\xa9";
+        assert_eq!(Foreign(name).to_string(), "a\\nerror: b\\x00\\x1b[31m\\\\ c\\xc3\\xa9");
     }
 
     #[test]

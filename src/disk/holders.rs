@@ -14,7 +14,11 @@ pub(super) fn opened_by(device: &Path) -> String {
         let fds = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         if fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|link| link == device) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return format!(" by process {} ({})", process.file_name().to_string_lossy(), name.trim());
+            return format!(
+                " by process {} ({})",
+                process.file_name().to_string_lossy(),
+                name.trim().escape_default()
+            );
         }
     }
     String::new()

@@ -153,8 +153,12 @@ fn made(
 
     let mut new = NewBase::begin(dir, plan.compression)?;
     report::step("packing the tree", || {
-        let mut skipped =
-            |what: &Path, why: &str| report::warning(&format!("{} is left out: {why}", what.display()));
+        let mut skipped = |what: &Path, why: &str| {
+            report::warning(&format!(
+                "{} is left out: {why}",
+                report::Foreign(what.as_os_str().as_encoded_bytes())
+            ))
+        };
         tar::pack(scratch.dir()?, &mut new, &mut skipped, &signals::check)
             .map_err(|error| with_full_disk(error, dir))
     })?;

@@ -29,6 +29,8 @@ use rustix::io::Errno;
 
 use temp::TempName;
 
+use crate::report::Foreign;
+
 /// Every path is resolved with these.
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
@@ -414,5 +416,5 @@ fn is_dot(name: &[u8]) -> bool {
 
 /// The path as the guest sees it.
 fn shown(path: &Path) -> String {
-    format!("/{}", path.strip_prefix("/").unwrap_or(path).display())
+    format!("/{}", Foreign(path.strip_prefix("/").unwrap_or(path).as_os_str().as_encoded_bytes()))
 }

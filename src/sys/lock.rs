@@ -73,6 +73,6 @@ pub fn holder(file: &File) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(match name.trim() {
         "" => format!("process {pid}"),
-        name => format!("process {pid} ({name})"),
+        name => format!("process {pid} ({})", name.escape_default()),
     })
 }

@@ -27,6 +27,8 @@ mod unpack;
 
 use anyhow::Result;
 
+use crate::report::Foreign;
+
 pub(crate) use acl::{ACCESS as ACL_ACCESS, DEFAULT as ACL_DEFAULT};
 pub(crate) use attributes::{Target, set_owner_and_mode};
 pub(crate) use entry::Owner;
@@ -60,7 +62,7 @@ fn shown(path: &[u8]) -> String {
     let path =
         path.strip_prefix(b".").filter(|rest| rest.is_empty() || rest.starts_with(b"/")).unwrap_or(path);
     let path = path.strip_prefix(b"/").unwrap_or(path);
-    format!("/{}", String::from_utf8_lossy(path))
+    format!("/{}", Foreign(path))
 }
 
 /// How many bytes pad `size_bytes` of data to whole blocks.

@@ -7,4 +7,5 @@ mod bootstrap;
 mod common;
 mod disks;
 mod dumps;
+mod foreign_text;
 mod guests;

@@ -6,6 +6,7 @@ use std::io::Read;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
+use crate::report::Foreign;
 use crate::report::WithHint;
 use crate::tar::Checkpoint;
 use crate::tar::archive::{self, Entry, EntryKind, Extent, Input};
@@ -118,8 +119,8 @@ fn next(input: &mut Input<'_>, name: &str) -> Result<Entry> {
     let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
     ensure!(
         path == name.as_bytes() && entry.kind == EntryKind::File,
-        "the backup has {:?} where {name} belongs",
-        String::from_utf8_lossy(&entry.path)
+        "the backup has \"{}\" where {name} belongs",
+        Foreign(&entry.path)
     );
     Ok(entry)
 }

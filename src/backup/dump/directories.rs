@@ -20,6 +20,7 @@ use super::map::Map;
 use super::names::{Collector, Merge, Sorted};
 use super::records::Records;
 use super::{LOST_AND_FOUND, ROOT, Stats, attributes, finish};
+use crate::report::Foreign;
 use crate::rootdir::RootDir;
 use crate::tar::{Checkpoint, PATH_BYTES_MAX};
 
@@ -223,9 +224,9 @@ impl Directories<'_> {
     /// The path of an entry, as the guest sees it, for errors.
     pub(super) fn shown(&self, index: u32, name: &[u8]) -> String {
         match self.path(index) {
-            Ok(path) if path.is_empty() => format!("/{}", String::from_utf8_lossy(name)),
-            Ok(path) => format!("/{}/{}", String::from_utf8_lossy(&path), String::from_utf8_lossy(name)),
-            Err(_) => String::from_utf8_lossy(name).into_owned(),
+            Ok(path) if path.is_empty() => format!("/{}", Foreign(name)),
+            Ok(path) => format!("/{}/{}", Foreign(&path), Foreign(name)),
+            Err(_) => Foreign(name).to_string(),
         }
     }
 

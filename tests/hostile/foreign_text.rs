@@ -1,0 +1,116 @@
+//! What a stranger wrote, a name above all, is printed as one word of one line: it is no line of the log, and no command for a
+//! terminal.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::backup::import;
+use crate::common::small_guest::{Answer, Flavour, SmallDisk};
+use crate::common::{GIB, Node, tool};
+
+/// What somebody would like to stand in the log.
+const FORGED: &str = "error: the node is broken\nhint: ask mallory\x1b[2J\x07";
+
+/// Wants a log in which nobody else than the program speaks, although it names what was refused.
+fn assert_own_words(log: &str, what: &str) {
+    let own = |line: &str| !line.starts_with("error: the node") && !line.starts_with("hint: ask");
+    assert!(log.lines().all(own), "{what}: {log}");
+    assert!(log.chars().all(|c| c == '\n' || (' '..='~').contains(&c)), "{what}: {log:?}");
+    assert!(log.contains("ask mallory\\x1b[2J\\x07"), "{what}: {log}");
+}
+
+/// A tar with entries that cannot be restored, each for another reason, named like that.
+fn tars(node: &Node) -> Vec<std::path::PathBuf> {
+    let name = format!("etc/a\n{FORGED}");
+    let header = |kind, link: Option<&str>| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        if let Some(link) = link {
+            header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        }
+        header.set_cksum();
+        header
+    };
+    let headers = [
+        ("a hard link to nothing", header(tar::EntryType::Link, Some("etc/absent"))),
+        ("a kind that nobody knows", header(tar::EntryType::new(b'Z'), None)),
+    ];
+    headers
+        .into_iter()
+        .map(|(what, header)| {
+            let path = node.path().join(what);
+            let mut builder = tar::Builder::new(File::create(&path).unwrap());
+            for dir in ["./", "etc/"] {
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(0o755);
+                header.set_size(0);
+                header.set_path(dir).unwrap();
+                header.set_cksum();
+                builder.append(&header, &[][..]).unwrap();
+            }
+            builder.append(&header, &[][..]).unwrap();
+            builder.finish().unwrap();
+            path
+        })
+        .collect()
+}
+
+#[test]
+fn a_name_in_an_archive_is_one_word() {
+    let node = Node::bare();
+    for stream in tars(&node) {
+        let (done, log) = import(&node, &node.disk("d", GIB), File::open(&stream).unwrap());
+        assert!(!done, "{log}");
+        assert_own_words(&log, &stream.display().to_string());
+    }
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_name_in_a_guest_is_one_word() {
+    let node = Node::bare();
+    let disk = SmallDisk::make(&node, "d", Flavour::Ifupdown);
+    {
+        let root = disk.mount_writable();
+        fs::write(root.path().join("etc/hostname"), format!("{FORGED}\n")).unwrap();
+    }
+    let answer = disk.rename(&node);
+    assert!(!answer.done, "{}", answer.log);
+    let own = |line: &str| !line.starts_with("error: the node") && !line.starts_with("hint: ask");
+    assert!(answer.log.lines().all(own) && !answer.log.contains('\x1b'), "{}", answer.log);
+}
+
+#[test]
+fn the_name_of_a_process_is_one_word() {
+    let node = Node::new();
+    let disk = node.disk("d", GIB);
+    let program = node.path().join("x\nhint: ask");
+    fs::copy("/usr/bin/flock", &program).unwrap();
+    let mut holder =
+        Command::new(&program).arg("-x").arg(&disk).args(["sleep", "60"]).process_group(0).spawn().unwrap();
+    wait_for_lock(&disk);
+    let answer = Answer::of(node.verb("create", &node.recorded("create", &disk)));
+    assert!(!answer.done && answer.log.contains("x\\nhint: ask"), "{}", answer.log);
+    assert!(answer.log.lines().all(|line| !line.starts_with("hint: ask")), "{}", answer.log);
+    let group = nix::unistd::Pid::from_raw(holder.id() as i32);
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+    holder.wait().unwrap();
+}
+
+fn wait_for_lock(disk: &Path) {
+    for _ in 0..500 {
+        let free = Command::new("flock").args(["-n", "-x"]).arg(disk).arg("true").status().unwrap().success();
+        let comm = tool("sh", &["-c", "cat /proc/[0-9]*/comm 2>/dev/null || true"]);
+        if !free && comm.contains("x\nhint: ask") {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("nobody locks it");
+}
