@@ -2,6 +2,7 @@
 //! nor disk.
 
 mod boot;
+pub mod credentials;
 mod debootstrap;
 pub mod downloads;
 mod keyring;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 pub use boot::Kernel;
+pub use credentials::Credentials;
 pub use downloads::Downloads;
 
 use crate::command::root::MadeRoot;
@@ -85,8 +87,10 @@ impl fmt::Display for Bootstrapper {
 pub struct Recipe {
     pub suite: String,
     pub arch: String,
-    /// debootstrap's last arguments.
+    /// debootstrap's last arguments, without credentials.
     pub mirror: Vec<String>,
+    /// Who may fetch from the mirror.
+    pub credentials: Option<Credentials>,
     pub components: Vec<String>,
     pub extra_pkgs: Vec<String>,
     /// More sources, and keys, for the guest's apt.
@@ -223,7 +227,12 @@ impl Recipe {
         let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
         readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
         readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
-        MadeRoot { at: target.with_file_name("bootstrapper"), target: target.to_owned(), readable }
+        MadeRoot {
+            at: target.with_file_name("bootstrapper"),
+            target: target.to_owned(),
+            readable,
+            home: self.credentials.as_ref().map(|_| credentials::home(target)),
+        }
     }
 
     /// Options for apt in the tree.
@@ -268,6 +277,10 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
     prepare(&root)?;
     let place = target.with_file_name("bootstrapper");
     std::fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    if let Some(credentials) = &recipe.credentials {
+        credentials.write(&root)?;
+        credentials.write_home(&credentials::home(target))?;
+    }
     if let Some(keys) = &recipe.keys {
         keyring::write(keys, target, &root)?;
     }

@@ -416,6 +416,7 @@ mod tests {
             bootstrapper: Bootstrapper::Auto,
             boot: None,
             proxy: None,
+            credentials: None,
             keys: None,
             allow_unsigned: false,
             exports: BTreeMap::new(),

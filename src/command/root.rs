@@ -45,6 +45,8 @@ pub struct MadeRoot {
     pub target: PathBuf,
     /// What may be read besides, each at the place that it has on the node.
     pub readable: Vec<PathBuf>,
+    /// What is /root there; an empty directory by default.
+    pub home: Option<PathBuf>,
 }
 
 /// Directories of programs, and their links where /usr is merged.
@@ -135,6 +137,9 @@ impl MadeRoot {
         }
         for path in &self.readable {
             self.show(path)?;
+        }
+        if let Some(home) = &self.home {
+            mount_bind(home, self.at.join("root"))?;
         }
         let target = self.place_of(&self.target);
         std::fs::create_dir_all(&target)?;

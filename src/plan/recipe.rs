@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::bootstrap::{Kernel, Recipe};
+use crate::bootstrap::{Kernel, Recipe, credentials};
 use crate::cache::Compression;
 use crate::request::Context;
 use crate::settings::Settings;
@@ -39,10 +39,17 @@ fn recipe(settings: &Settings, boot: Option<Kernel>) -> Recipe {
     let mut extra_pkgs = settings.extra_pkgs.clone();
     extra_pkgs.sort();
     extra_pkgs.dedup();
+    let mut mirror = settings.mirror.clone();
+    let credentials = mirror.first_mut().and_then(|url| {
+        let (plain, credentials) = credentials::split(url);
+        *url = plain;
+        credentials
+    });
     Recipe {
         suite: settings.suite.clone(),
         arch: settings.arch.clone(),
-        mirror: settings.mirror.clone(),
+        mirror,
+        credentials,
         components: settings.components.clone(),
         extra_pkgs,
         apt_files: settings.apt_files.clone(),

@@ -2,7 +2,7 @@
 
 use super::table::Kind;
 use super::{BootSetting, Settings, SwapSetting};
-use crate::bootstrap::{Bootstrapper, mmdebstrap};
+use crate::bootstrap::{Bootstrapper, credentials, mmdebstrap};
 use crate::filesystem::{Filesystem, PartitionStyle};
 
 /// A fault between settings.
@@ -23,6 +23,7 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
     found.extend(against_swap_file(settings));
     found.extend(against_mmdebstrap(settings));
     found.extend(against_unsigned_sources(settings));
+    found.extend(against_foreign_proxy(settings));
     found
 }
 
@@ -72,6 +73,20 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
         sentence: format!(
             "a swap file cannot lie on btrfs{}; set partition_style to \"gpt\", or swap to a disk of its own (disk1)",
             settings.set_in("swap")
+        ),
+    })
+}
+
+/// What the node's files know of a mirror is not shown to a proxy that an instance names.
+fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
+    let mirror = settings.mirror.first()?;
+    let has_credentials = credentials::split(mirror).1.is_some() && !settings.is_parameter("mirror");
+    (has_credentials && settings.proxy.is_some() && settings.is_parameter("proxy")).then(|| Conflict {
+        between: &["mirror", "proxy"],
+        sentence: format!(
+            "the mirror{} has a user and a password, which the proxy{} would see; set the proxy in a file of the node",
+            settings.set_in("mirror"),
+            settings.set_in("proxy")
         ),
     })
 }

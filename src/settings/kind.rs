@@ -85,9 +85,22 @@ impl Kind {
         }
     }
 
-    /// The text, or that there is one.
-    pub(super) fn shown(self, text: &str) -> &str {
-        if self == Kind::Secret && !text.is_empty() { "(set)" } else { text }
+    /// The text, without what is never shown.
+    pub(super) fn shown(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Kind::Secret if !text.is_empty() => Cow::Borrowed("(set)"),
+            Kind::Url => self.repeatable(text).unwrap_or_default(),
+            _ => Cow::Borrowed(text),
+        }
+    }
+
+    /// Whether a text holds what others should not read.
+    pub(super) fn has_secret(self, text: &str) -> bool {
+        match self {
+            Kind::Secret => !text.is_empty(),
+            Kind::Url => text.contains('@'),
+            _ => false,
+        }
     }
 
     /// The text as a shell file has it.

@@ -20,6 +20,7 @@ mod variants;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::Result;
 
@@ -78,6 +79,19 @@ impl Judgement {
     }
 }
 
+/// A sentence for each secret in a file that others than root may read.
+fn secrets_that_others_read(values: &Values) -> Vec<String> {
+    let is_secret = |name: &str, text: &str| table::find(name).is_some_and(|key| key.kind.has_secret(text));
+    let warning = |(name, value): (&&str, &Value)| {
+        let Origin::File { path, .. } = &value.origin else { return None };
+        let mode = std::fs::metadata(path).ok()?.permissions().mode();
+        (is_secret(name, &value.text) && mode & 0o004 != 0).then(|| {
+            format!("{name} in {} can be read by every user of this node; chmod o-r it", path.display())
+        })
+    };
+    values.iter().filter_map(warning).collect()
+}
+
 impl Settings {
     /// Merges all layers for a request; `verb` is what shell files see as SCRIPT_NAME.
     pub fn load(context: &Context, verb: &str) -> Result<Settings> {
@@ -95,6 +109,7 @@ impl Settings {
         if let Some(dir) = &settings.apt_dir {
             settings.apt_files = apt::read(dir, &mut problems);
         }
+        settings.layers.warnings.extend(secrets_that_others_read(&settings.layers.values));
         settings.keys = settings.keyring.as_deref().and_then(|path| keyring::read(path, &mut problems));
         Ok(Judgement { settings, problems, uncertain })
     }

@@ -88,19 +88,24 @@ fn source_of(dir: &Path) -> String {
 
 /// Serves the files of a directory on this machine until the test ends, as a mirror and as a proxy for any host; the port.
 pub fn serve(dir: PathBuf) -> u16 {
+    serve_to(dir, None)
+}
+
+/// The same, for those alone who send this as `Authorization`.
+pub fn serve_to(dir: PathBuf, authorization: Option<&'static str>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let dir = dir.clone();
-            std::thread::spawn(move || answer(stream, &dir));
+            std::thread::spawn(move || answer(stream, &dir, authorization));
         }
     });
     port
 }
 
 /// Requests of one connection, one after the other.
-fn answer(mut stream: TcpStream, dir: &Path) {
+fn answer(mut stream: TcpStream, dir: &Path, authorization: Option<&str>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
         let mut head = String::new();
@@ -114,8 +119,13 @@ fn answer(mut stream: TcpStream, dir: &Path) {
         let path =
             url.split_once("://").map_or(url, |(_, rest)| rest.split_once('/').map_or("", |(_, path)| path));
         let found = fs::read(dir.join(path.trim_start_matches(['/', '.'])));
-        let status = if found.is_ok() { "200 OK" } else { "404 Not Found" };
-        let body = found.unwrap_or_default();
+        let is_allowed =
+            authorization.is_none_or(|words| head.contains(&format!("Authorization: {words}\r\n")));
+        let (status, body) = match (is_allowed, found) {
+            (true, Ok(bytes)) => ("200 OK", bytes),
+            (true, Err(_)) => ("404 Not Found", Vec::new()),
+            (false, _) => ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"", Vec::new()),
+        };
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
         if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_err() {
             return;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::tiny_mirror::{serve, small};
+use crate::common::tiny_mirror::{serve, serve_to, small};
 use crate::common::{GIB, Mounted, Node, PROGRAM, log_of, root_offset, text, tool};
 use ganeti_instance_debootstrap::command::init::{self, Job};
 use ganeti_instance_debootstrap::command::root::JobRoot;
@@ -236,4 +236,51 @@ fn what_runs_in_a_tree_finds_nothing_of_the_node() {
     assert!(found.contains("the spy has ended") && !found.contains("found "), "{found}");
     process.kill().unwrap();
     process.wait().unwrap();
+}
+
+/// `deploy:s3cret` as HTTP has it.
+const AUTHORIZATION: &str = "Basic ZGVwbG95OnMzY3JldA==";
+
+#[test]
+fn a_mirrors_password_goes_to_the_mirror_alone() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    small(&mirror, GOOD);
+    let port = serve_to(mirror.clone(), Some(AUTHORIZATION));
+    let scripts = scripts(&node, &mirror);
+    fs::write(node.legacy_defaults(), format!("export DEBOOTSTRAP_DIR={}\n", scripts.display())).unwrap();
+    node.config(&format!(
+        "defaults = \"1\"\nsuite = \"tiny\"\nboot = \"no\"\nkeyring = \"{}/keyring.gpg\"\n\
+         mirror = \"http://deploy:s3cret@127.0.0.1:{port}/\"\n",
+        mirror.display()
+    ));
+    tool("chmod", &["644", node.etc().join("config.toml").to_str().unwrap()]);
+    let disk = node.disk("d", GIB);
+    let mut env = node.recorded("create", &disk);
+    env.insert("DEBUG_LEVEL".into(), "1".into());
+    let log = node.create(&env);
+    assert!(log.contains("+ debootstrap ") && !log.contains("s3cret"), "{log}");
+    assert!(log.contains("warning: mirror in") && log.contains("can be read by every user"), "{log}");
+    // Of the cache, the tree alone has it, where only the guest's root reads it.
+    for entry in fs::read_dir(node.cache()).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.extension().is_some_and(|ending| ending == "toml") {
+            assert!(!fs::read_to_string(entry).unwrap().contains("s3cret"));
+        }
+    }
+    let guest = Mounted::at(&disk, root_offset(&disk));
+    assert_eq!(guest.mode("etc/apt/auth.conf.d/mirror.conf"), 0o600);
+    assert!(guest.read("etc/apt/auth.conf.d/mirror.conf").contains("login deploy password s3cret"));
+    assert!(!guest.read("etc/apt/sources.list").contains("s3cret"));
+    drop(guest);
+    for command in [&["config", "show"][..], &["config", "show", "--json"], &["cache", "list", "--json"]] {
+        let shown = node.command(command).output().unwrap();
+        assert!(shown.status.success() && !log_of(&shown).contains("s3cret"), "{}", log_of(&shown));
+    }
+
+    // A proxy that an instance names would see it.
+    env.insert("OSP_PROXY".into(), "http://127.0.0.1:9/".into());
+    let refused = node.verb("create", &env).output().unwrap();
+    let log = log_of(&refused);
+    assert!(!refused.status.success() && log.contains("has a user and a password"), "{log}");
+    assert!(!log.contains("s3cret"), "{log}");
 }
