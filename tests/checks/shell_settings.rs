@@ -391,6 +391,28 @@ fn a_variants_file_moves_the_cache() {
         (moved.clone(), moved.display().to_string())
     );
 
+    // The commands for the cache know of it.
+    for (dir, suite) in [(node.cache(), "sid"), (moved.clone(), "bookworm")] {
+        fs::create_dir_all(&dir).unwrap();
+        let file = fs::File::create(dir.join(format!("cache-{suite}-amd64.tar"))).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(40 * 24 * 3600))
+            .unwrap();
+    }
+    let run = |args: &[&str]| {
+        let output = node.command(args).output().unwrap();
+        assert!(output.status.success(), "{}", log_of(&output));
+        log_of(&output)
+    };
+    let old = moved.join("cache-bookworm-amd64.tar").display().to_string();
+    let listed = run(&["cache", "list"]);
+    assert!(listed.contains(&old) && listed.contains("  cache-sid-amd64.tar"), "{listed}");
+    assert!(run(&["cache", "verify"]).contains(&old));
+    assert!(run(&["cache", "seal", &old]).contains("is sealed"));
+    let pruned = run(&["cache", "prune"]);
+    assert!(pruned.contains("/cache-sid-amd64.tar") && !pruned.contains(&old), "{pruned}");
+    fs::remove_file(moved.join("cache-bookworm-amd64.toml")).unwrap();
+    assert!(run(&["cache", "prune"]).contains(&format!("removed {old}")));
+
     for wrong in ["relative", "''"] {
         node.variant("web.conf", &format!("\nCACHE_DIR={wrong}\n"));
         let error = create_on(&node, &[]).map(|_| ()).unwrap_err();
