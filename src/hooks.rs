@@ -67,7 +67,7 @@ fn run_all(plan: &HookPlan, stage: &Stage) -> Result<()> {
         return Ok(());
     }
     let root_device = stage.root_device.display().to_string();
-    let shell = format!("{}{}", plan.shell_settings, assignment("filesystem_dev", &root_device));
+    let shell = [&*plan.shell_settings, assignment("filesystem_dev", &root_device).as_bytes()].concat();
     std::fs::write(stage.workspace.join("settings.sh"), shell)
         .context("writing settings.sh for the hooks")?;
     let mut env = plan.environment.clone();

@@ -1,6 +1,7 @@
 //! Alone spawns processes: explicit argv and environment, stdin from nowhere unless given, output live in the
 //! log, a bounded tail for the error, death with us. It knows nothing of what the tools do.
 
+mod channel;
 pub mod init;
 mod pump;
 pub mod root;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::pipe::PipeFlags;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 
+pub use channel::Channel;
 use pump::{Pump, Tail};
 
 use crate::report::{self, WithHint};
@@ -37,6 +39,7 @@ pub struct Tool {
     stdin: Vec<u8>,
     isolated: bool,
     root: JobRoot,
+    channels: Vec<Channel>,
     quiet: bool,
 }
 
@@ -78,6 +81,7 @@ impl Tool {
             stdin: Vec::new(),
             isolated: false,
             root: JobRoot::Node,
+            channels: Vec::new(),
             quiet: false,
         }
     }
@@ -149,6 +153,12 @@ impl Tool {
     pub fn in_made_root(mut self, root: MadeRoot) -> Tool {
         self.root = JobRoot::Made(root);
         self.isolated()
+    }
+
+    /// The tool inherits this channel, by its number. Not for an isolated tool: its init starts it.
+    pub fn channel(mut self, channel: &Channel) -> Tool {
+        self.channels.push(channel.clone());
+        self
     }
 
     /// Its output is kept for an error but not logged.
@@ -226,7 +236,8 @@ impl Tool {
             None => command.stdout(Stdio::from(log_write)),
         };
         let isolation = if self.isolated { sys::Isolation::Namespaces } else { sys::Isolation::None };
-        let mut child = self.spawned(sys::spawn(&mut command, isolation, None))?;
+        let kept: Vec<_> = self.channels.iter().map(|channel| channel.as_fd()).collect();
+        let mut child = self.spawned(sys::spawn(&mut command, isolation, &kept))?;
         drop(command); // our copies of the pipes' write ends
         if let Some(mut stdin) = child.stdin.take() {
             // A tool that does not read is no error of ours: it shows in its status.
@@ -325,7 +336,7 @@ pub fn run_sequence(mut job: Job, env: &[(OsString, OsString)], cwd: &Path) -> R
     command.env_clear().envs(env.iter().map(|(n, v)| (n, v))).current_dir(cwd).stdin(Stdio::null());
     command.stdout(Stdio::from(log_write.try_clone()?));
     command.stderr(Stdio::from(log_write));
-    let spawned = sys::spawn(&mut command, sys::Isolation::Namespaces, Some(status_write.as_fd()));
+    let spawned = sys::spawn(&mut command, sys::Isolation::Namespaces, &[status_write.as_fd()]);
     let mut child = spawned.context("starting an init for the hooks")?;
     drop((command, status_write));
     let mut pump = Pump::new(log_read.into(), None);

@@ -19,8 +19,9 @@ pub struct HookPlan {
     pub namespace: bool,
     /// What Ganeti gave, what the shell settings export, and the documented variables.
     pub environment: Vec<(OsString, OsString)>,
-    /// Settings as shell assignments: what a hook that sources common.sh finds as plain variables.
-    pub shell_settings: String,
+    /// What a hook finds that sources common.sh: the state of the shell files, then the settings as
+    /// assignments.
+    pub shell_settings: Vec<u8>,
     /// Where they start: the OS directory.
     pub cwd: PathBuf,
 }
@@ -55,20 +56,20 @@ fn environment(context: &Context, settings: &Settings) -> Vec<(OsString, OsStrin
     env.into_iter().collect()
 }
 
-fn shell_settings(inputs: Inputs<'_>) -> String {
+fn shell_settings(inputs: Inputs<'_>) -> Vec<u8> {
     let Inputs { context, instance, settings } = inputs;
-    let mut text = settings.layers.shell_state.clone();
+    let mut text = String::new();
     for key in KEYS {
         if let (Some(legacy), Some(value)) = (key.legacy, settings.layers.values.get(key.name)) {
             text += &assignment(legacy, key.kind.shell_of_text(&value.text));
         }
     }
     let disk = instance.disks.first().map(|disk| disk.address.display()).unwrap_or_default();
-    text += &assignment("CACHE_DIR", &context.places.cache_dir.display().to_string());
+    text += &assignment("CACHE_DIR", &settings.cache_dir(&context.places).display().to_string());
     text += &assignment("blockdev", &disk);
     text += &assignment("ARCH", &settings.arch);
-    text += &assignment("instance", instance.name.full());
-    text
+    text += &assignment("instance", settings.guest_name(instance).full());
+    [settings.layers.shell_state.as_slice(), text.as_bytes()].concat()
 }
 
 /// A line that assigns a value to a shell variable, whatever is in the value.

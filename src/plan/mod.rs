@@ -222,7 +222,7 @@ fn guest_config(instance: &Instance, settings: &Settings, mode: Mode, boots: boo
         false => network::any_nic(mode),
     };
     Ok(GuestConfig {
-        name: instance.name.clone(),
+        name: settings.guest_name(instance).clone(),
         filesystem: settings.filesystem,
         resolver: Resolver {
             servers: settings.dns.clone(),

@@ -25,7 +25,7 @@ impl BasePlan {
     pub fn new(context: &Context, settings: &Settings, kernel: Option<Kernel>) -> BasePlan {
         BasePlan {
             recipe: recipe(settings, kernel),
-            cache_dir: context.places.cache_dir.clone(),
+            cache_dir: settings.cache_dir(&context.places).to_owned(),
             generate_cache: settings.generate_cache,
             compression: settings.cache_compression,
             clean_days: settings.clean_cache_days,

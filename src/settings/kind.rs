@@ -116,14 +116,48 @@ impl Kind {
     pub(super) fn text_of_shell(self, value: &str) -> String {
         match self {
             Kind::Bool => (value == "yes").to_string(),
+            Kind::Days => whole_days(value).unwrap_or_else(|| value.to_owned()),
             _ => value.to_owned(),
         }
     }
 }
 
+/// The longest life of a cache file that can be set.
+pub(super) const MAX_DAYS: u32 = 36_500;
+
+/// Whole days for what the predecessor gave to `find -mtime +DAYS`. An age counts in whole days, so
+/// more than 1.5 means more than 1. `None` for a negative number: it made every cache file expire at
+/// once, and no number of whole days means that.
+fn whole_days(text: &str) -> Option<String> {
+    let days: f64 = text.trim_start().parse().ok()?;
+    (days >= 0.0).then(|| days.trunc().min(MAX_DAYS.into()).abs().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn days_are_what_find_takes() {
+        let table = [
+            ("14", "14"),
+            ("+3", "3"),
+            (" 3", "3"),
+            ("00014", "14"),
+            ("1.5", "1"),
+            (".5", "0"),
+            ("-0", "0"),
+            ("1e1", "10"),
+            ("99999999999", "36500"),
+            ("inf", "36500"),
+        ];
+        for (text, days) in table {
+            assert_eq!(Kind::Days.text_of_shell(text), days, "{text}");
+        }
+        for other in ["", "-1", "-0.5", "nan", "3 ", "3d", "+", "soon"] {
+            assert_eq!(Kind::Days.text_of_shell(other), other);
+        }
+    }
 
     #[test]
     fn a_complaint_repeats_no_secret() {

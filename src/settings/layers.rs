@@ -10,9 +10,9 @@ use toml::de::{DeTable, DeValue};
 use super::files::{self, Role, TomlFile};
 use super::origin::{DefaultsVersion, Layers, Origin, Value, Values};
 use super::table::{self, KEYS};
-use super::{shell, variants};
+use super::{parse, shell, variants};
 use crate::command::ToolError;
-use crate::request::{Api, Context};
+use crate::request::{Api, Context, InstanceName, VariantName};
 use crate::{admin_file, report};
 
 /// config.toml of the node.
@@ -37,39 +37,30 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let mut config = files::read(&config_path, Role::Config).unwrap_or_default();
     expand(&mut config.values, &context.places.config_dir);
     let mut problems = config.problems.clone();
-    let legacy = Some(&context.places.legacy_defaults).filter(|path| path.is_file());
-    let (version, defaults_reason) = defaults_version(&config, legacy.map(|p| p.as_path()), &mut problems);
+    let legacy = Some(context.places.legacy_defaults.as_path()).filter(|path| path.is_file());
+    let (version, defaults_reason) = defaults_version(&config, legacy, &mut problems);
     let defaults = defaults(version, context)?;
 
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = legacy.and_then(admin_file::writable_by_others).into_iter().collect();
     let mut unresolved = Vec::new();
-    let mut source = variants::resolve(context, &merged(&[&defaults, &config.values]), &mut unresolved);
+    let without_shell = merged(&[&defaults, &config.values]);
+    let mut source =
+        variants::resolve(context.variant.as_ref(), &context.places, &without_shell, &mut unresolved);
     let has_shell = legacy.is_some() || source.conf().is_some();
-    warnings.extend(legacy.and_then(|path| admin_file::writable_by_others(path)));
     let mut shell = shell::Evaluated::default();
     if has_shell {
-        let files = shell::Files {
-            defaults_file: legacy.map(|p| p.as_path()),
-            variant: context.variant.as_ref().map(|v| v.as_str()),
-            variant_file: source.conf(),
-            verb,
-            env: &context.env,
-            cwd: &context.places.os_dir,
-        };
+        let files = shell_files(context, verb, legacy, source.conf());
         match shell::evaluate(&files, &defaults, &config.values) {
             Ok(evaluated) => shell = evaluated,
-            // Without bash it is the node that lacks something, and not the file.
-            Err(error) if matches!(report::cause(&error), Some(ToolError::Missing(_))) => return Err(error),
-            // What Ganeti gives verify tells too little for a file that looks at its instance.
-            Err(error) if verb == "verify" => warnings.push(report::sentence(&error)),
-            Err(error) => problems.push(report::sentence(&error)),
+            Err(error) => unevaluated(error, verb, &mut problems, &mut warnings)?,
         }
     }
-    // VARIANTS_DIR in the shell file may move the variants: only now their place is sure.
     let below = merged(&[&defaults, &shell.defaults_file, &config.values]);
-    if shell.defaults_file.contains_key("variants_dir") {
+    // The shell file may change the variant, or move all variants.
+    if shell.defaults_file.contains_key("variants_dir") || shell.variant_name.is_some() {
         unresolved.clear();
-        source = variants::resolve(context, &below, &mut unresolved);
+        let variant = variant(context, &shell, &mut problems);
+        source = variants::resolve(variant.as_ref(), &context.places, &below, &mut unresolved);
     }
     problems.extend(unresolved);
     let variant = source.read(&mut problems, &mut warnings);
@@ -81,16 +72,90 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
         &parameters(context),
     ]);
     expand(&mut values, &context.places.config_dir);
-    let uncertain = uncertain(&values, !problems.is_empty(), has_shell && !context.knows_instance());
     let layers = Layers {
         defaults: version,
         defaults_reason,
         values,
+        guest_name: guest_name(&shell, &mut problems),
+        cache_dir: cache_dir(&shell, &mut problems),
         exports: shell.exports,
         shell_state: shell.state,
         warnings,
     };
+    let uncertain = uncertain(&layers.values, !problems.is_empty(), has_shell && !context.knows_instance());
     Ok(Gathered { layers, defaults, problems, uncertain })
+}
+
+/// Files that bash cannot evaluate are a problem, or only a warning. An error if bash is missing.
+fn unevaluated(
+    error: anyhow::Error,
+    verb: &str,
+    problems: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    match report::cause(&error) {
+        // Without bash it is the node that lacks something, and not the file.
+        Some(ToolError::Missing(_)) => return Err(error),
+        // What Ganeti gives verify tells too little for a file that looks at its instance.
+        _ if verb == "verify" => warnings.push(report::sentence(&error)),
+        _ => problems.push(report::sentence(&error)),
+    }
+    Ok(())
+}
+
+fn shell_files<'a>(
+    context: &'a Context,
+    verb: &'a str,
+    defaults_file: Option<&'a Path>,
+    variant_file: Option<&'a Path>,
+) -> shell::Files<'a> {
+    shell::Files {
+        defaults_file,
+        variant: context.variant.as_ref().map(|v| v.as_str()),
+        variant_file,
+        verb,
+        env: &context.env,
+        cwd: &context.places.os_dir,
+        cache_dir: &context.places.cache_dir,
+    }
+}
+
+/// The variant: what the defaults file left in OS_VARIANT.
+fn variant(context: &Context, shell: &shell::Evaluated, problems: &mut Vec<String>) -> Option<VariantName> {
+    match &shell.variant_name {
+        None => context.variant.clone(),
+        Some(Value { text, .. }) if text.is_empty() => None,
+        Some(value) => {
+            typed(value, "OS_VARIANT", "the name of a variant, or nothing", problems, VariantName::parse)
+        }
+    }
+}
+
+/// The name that the shell files give the guest.
+fn guest_name(shell: &shell::Evaluated, problems: &mut Vec<String>) -> Option<InstanceName> {
+    typed(shell.guest_name.as_ref()?, "the instance's name", "a host name", problems, InstanceName::parse)
+}
+
+/// The directory that the variant's shell file moves the cache to.
+fn cache_dir(shell: &shell::Evaluated, problems: &mut Vec<String>) -> Option<PathBuf> {
+    let path = |text: &str| parse::path(text).ok();
+    typed(shell.cache_dir.as_ref()?, "CACHE_DIR", "an absolute path", problems, path)
+}
+
+/// The parsed value of a shell variable that is not a setting. Adds a problem if it is malformed.
+fn typed<T>(
+    value: &Value,
+    what: &str,
+    expected: &str,
+    problems: &mut Vec<String>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
+    let parsed = parse(&value.text);
+    if parsed.is_none() {
+        let (found, at) = (report::quoted(&value.text), &value.origin);
+        problems.push(format!("{what} is {found}; expected {expected} (set in {at})"));
+    }
+    parsed
 }
 
 /// The settings that may yet be others: all that no OS parameter decides, where a file is wrong; those that a shell file

@@ -21,10 +21,11 @@ mod variants;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::Result;
 
-use crate::request::Context;
+use crate::request::{Context, Instance, InstanceName, Places};
 use judge::Judge;
 pub use origin::{DefaultsVersion, Layers, Origin, Value, Values};
 pub use table::Settings;
@@ -136,6 +137,16 @@ impl Settings {
             !matches!(self.origin(name), None | Some(Origin::Parameter(_) | Origin::VariantName(_)))
         };
         self.allow_unsigned && ["suite", "mirror", "proxy"].into_iter().all(of_files)
+    }
+
+    /// The guest's name: what the shell files make of it, else Ganeti's.
+    pub fn guest_name<'a>(&'a self, instance: &'a Instance) -> &'a InstanceName {
+        self.layers.guest_name.as_ref().unwrap_or(&instance.name)
+    }
+
+    /// The directory of the cache: where the variant's shell file moves it to, else the node's.
+    pub fn cache_dir<'a>(&'a self, places: &'a Places) -> &'a Path {
+        self.layers.cache_dir.as_deref().unwrap_or(&places.cache_dir)
     }
 
     /// Whether an OS parameter of the instance decides it.

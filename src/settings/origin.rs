@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::request::InstanceName;
+
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -67,8 +69,12 @@ pub struct Layers {
     pub values: Values,
     /// What the shell files exported.
     pub exports: BTreeMap<OsString, OsString>,
-    /// Variables and functions that the shell files set and did not export, as bash prints them.
-    pub shell_state: String,
+    /// Variables and functions that the shell files set, as bash prints them.
+    pub shell_state: Vec<u8>,
+    /// The name that the shell files give the guest, if it is not Ganeti's.
+    pub guest_name: Option<InstanceName>,
+    /// The directory of the cache, if the variant's shell file moves it.
+    pub cache_dir: Option<PathBuf>,
     /// What is not wrong but should be known.
     pub warnings: Vec<String>,
 }

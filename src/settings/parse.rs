@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::kind::MAX_DAYS;
 use super::syntax::{is_mirror, is_name, is_proxy, is_suite, is_url, number, split};
 use super::values::{BootSetting, Identity, Source, SwapSetting};
 use crate::bootstrap::Bootstrapper;
@@ -143,8 +144,8 @@ pub fn templates(text: &str) -> Parsed<usize> {
 }
 
 pub fn days(text: &str) -> Parsed<Option<u32>> {
-    let expected = || "a number of days, or nothing for never".to_owned();
-    nonempty(text).map(|text| number_between(text, 0, 36_500).map_err(|_| expected())).transpose()
+    let expected = || format!("a number of days from 0 to {MAX_DAYS}, or nothing for never");
+    nonempty(text).map(|text| number_between(text, 0, MAX_DAYS.into()).map_err(|_| expected())).transpose()
 }
 
 pub fn boolean(text: &str) -> Parsed<bool> {

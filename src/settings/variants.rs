@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, Role, TomlFile};
 use super::origin::{Origin, Value, Values};
 use crate::admin_file;
-use crate::request::{Context, Places};
+use crate::request::{Places, VariantName};
 
 /// Names that need no file: the releases that debootstrap knows, and this name for the plain settings.
 const SUITES: &[&str] = &[
@@ -43,14 +43,19 @@ pub struct Source {
     toml: Option<PathBuf>,
 }
 
-/// Finds the files of the request's variant; adds the predecessor's messages where there are none.
-pub fn resolve(context: &Context, below: &Values, problems: &mut Vec<String>) -> Source {
-    let Some(name) = context.variant.as_ref().map(|v| v.as_str()) else { return Source::default() };
+/// Finds the files of a variant; adds the predecessor's messages where there are none.
+pub fn resolve(
+    variant: Option<&VariantName>,
+    places: &Places,
+    below: &Values,
+    problems: &mut Vec<String>,
+) -> Source {
+    let Some(name) = variant.map(VariantName::as_str) else { return Source::default() };
     let dir = below.get("variants_dir").map_or("", |value| &value.text);
     let file = |ending: &str| Some(Path::new(dir).join(format!("{name}.{ending}"))).filter(|f| f.is_file());
     let source = Source { name: Some(name.to_owned()), conf: file("conf"), toml: file("toml") };
     if source.conf.is_none() && source.toml.is_none() && name != PLAIN && !is_suite(name) {
-        problems.push(unknown(&context.places, name, dir));
+        problems.push(unknown(places, name, dir));
     }
     source
 }

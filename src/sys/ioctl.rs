@@ -283,9 +283,9 @@ pub enum Isolation {
 }
 
 /// Spawns `command` so that it dies with us: SIGKILL when the calling thread ends (so call from the main one),
-/// default signal dispositions, `keep_fd` open across exec. The child starts with an empty signal mask.
-pub fn spawn(command: &mut Command, isolation: Isolation, keep_fd: Option<BorrowedFd>) -> io::Result<Child> {
-    let keep_fd = keep_fd.map(|fd| fd.as_raw_fd());
+/// default signal dispositions, `kept` descriptors open across exec. The child starts with an empty signal mask.
+pub fn spawn(command: &mut Command, isolation: Isolation, kept: &[BorrowedFd]) -> io::Result<Child> {
+    let kept: Vec<RawFd> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
     // Its write end is closed when we die, before our children lose us. getppid says 0 in a new PID namespace.
     let (life, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let (life_fd, ours_fd) = (life.as_raw_fd(), ours.as_raw_fd());
@@ -305,8 +305,8 @@ pub fn spawn(command: &mut Command, isolation: Isolation, keep_fd: Option<Borrow
             if isolation == Isolation::Namespaces {
                 unshare(CloneFlags::CLONE_NEWNS)?;
             }
-            if let Some(fd) = keep_fd {
-                if libc::fcntl(fd, libc::F_SETFD, 0) != 0 {
+            for fd in &kept {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
                     return Err(io::Error::last_os_error());
                 }
             }

@@ -1,7 +1,8 @@
 //! cache: list, build, refresh, prune, verify, seal.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -23,7 +24,7 @@ use crate::settings::{Settings, published, with_files};
 pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
     let store = Store::new(&Places::from_env(&env).cache_dir);
     match command {
-        CacheCommand::List { json } => list(&store, &env, *json),
+        CacheCommand::List { json } => list(store, &env, *json),
         CacheCommand::Build { variant, size } => {
             // What cannot be is refused before a tree is made for it.
             let disk = size.map(|bytes| disk_plan(&env, variant.as_deref(), bytes)).transpose()?;
@@ -34,16 +35,16 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
             }
             Ok(Outcome::Done)
         }
-        CacheCommand::Refresh => refresh(&store, &env),
-        CacheCommand::Prune => prune(&store, &env),
-        CacheCommand::Verify => verify(&store),
-        CacheCommand::Seal { file } => seal(&store, file),
+        CacheCommand::Refresh => refresh(&env),
+        CacheCommand::Prune => prune(&env),
+        CacheCommand::Verify => verify(&known(store, &env).stores),
+        CacheCommand::Seal { file } => seal(&known(store, &env).stores, file),
     }
 }
 
 /// The trees of a variant that are to be made, with its settings.
 fn build(env: &Env, variant: Option<&str>, workspace: &Workspace, freshness: Freshness) -> Result<()> {
-    for plan in plans(env, variant, None)? {
+    for plan in plans(env, variant, Kernels::Usual)? {
         base_tree::ready(&plan, workspace, freshness)?;
     }
     Ok(())
@@ -71,9 +72,17 @@ fn build_template(plan: &Plan, workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Which trees a variant wants: what an instance with paravirtual devices gets under KVM, and whatever others stand
-/// in `store` already because creates needed them.
-fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<BasePlan>> {
+/// Which of a variant's trees are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// What an instance with paravirtual devices gets under KVM.
+    Usual,
+    /// Also those with another kernel, or none, that the cache has because creates needed them.
+    AlsoCached,
+}
+
+/// The trees of a variant.
+fn plans(env: &Env, variant: Option<&str>, kernels: Kernels) -> Result<Vec<BasePlan>> {
     let context = node_context(env, variant)?;
     let mut settings = Settings::load(&context, "cache")?;
     warn(&settings);
@@ -85,7 +94,7 @@ fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<
         [None, Some(Kernel::Cloud), Some(Kernel::Generic)].into_iter().filter(|other| *other != usual)
     {
         let plan = BasePlan::new(&context, &settings, other);
-        if store.map(|store| store.has(&plan.recipe)).transpose()? == Some(true) {
+        if kernels == Kernels::AlsoCached && Store::new(&plan.cache_dir).has(&plan.recipe)? {
             plans.push(plan);
         }
     }
@@ -93,23 +102,22 @@ fn plans(env: &Env, variant: Option<&str>, store: Option<&Store>) -> Result<Vec<
 }
 
 /// Every published variant; what several share is made once.
-fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
+fn refresh(env: &Env) -> Result<Outcome> {
     let mut names = published(&Places::from_env(env));
     if names.is_empty() {
         names.push("default".into());
     }
     let workspace = Workspace::enter()?;
-    let mut done: Vec<String> = Vec::new();
+    let mut done: BTreeSet<(PathBuf, String)> = BTreeSet::new();
     let mut failed = Vec::new();
     for name in &names {
-        let result = plans(env, Some(name), Some(store)).and_then(|plans| {
-            for plan in
-                plans.iter().filter(|plan| !done.contains(&plan.recipe.cache_key())).collect::<Vec<_>>()
-            {
-                let specs = store.specs(&plan.recipe)?;
-                let base = base_tree::ready(plan, &workspace, Freshness::Anew)?;
-                template::make_again(plan, &base, &specs, &workspace)?;
-                done.push(plan.recipe.cache_key());
+        let result = plans(env, Some(name), Kernels::AlsoCached).and_then(|plans| {
+            for plan in plans {
+                let made = (plan.cache_dir.clone(), plan.recipe.cache_key());
+                if !done.contains(&made) {
+                    make_again(&plan, &workspace)?;
+                    done.insert(made);
+                }
             }
             Ok(())
         });
@@ -131,35 +139,69 @@ fn refresh(store: &Store, env: &Env) -> Result<Outcome> {
     .hint("what an earlier refresh made still serves; the causes stand above")
 }
 
+fn make_again(plan: &BasePlan, workspace: &Workspace) -> Result<()> {
+    let specs = Store::new(&plan.cache_dir).specs(&plan.recipe)?;
+    let base = base_tree::ready(plan, workspace, Freshness::Anew)?;
+    template::make_again(plan, &base, &specs, workspace)
+}
+
 /// What is kept, by the most generous of all variants: what any of them still uses stays.
 struct Keeping {
     /// None: for ever.
     days: Option<u32>,
     templates: usize,
+    /// The node's cache, and those that variants' shell files move it to.
+    stores: Vec<Store>,
 }
 
 fn keeping(env: &Env) -> Result<Keeping> {
+    let places = Places::from_env(env);
     let plain = Settings::load(&node_context(env, None)?, "cache")?;
-    let mut names = published(&Places::from_env(env));
+    let mut names = published(&places);
     names.extend(with_files(Path::new(plain.text("variants_dir"))));
-    let mut keeping = Keeping { days: plain.clean_cache_days, templates: plain.templates };
+    let (days, templates) = (plain.clean_cache_days, plain.templates);
+    let mut dirs = vec![places.cache_dir.clone()];
+    let mut keeping = Keeping { days, templates, stores: Vec::new() };
     for name in names {
         let settings = Settings::load(&node_context(env, Some(&name))?, "cache")
             .with_context(|| format!("reading the settings of the variant {name}"))?;
         keeping.days = keeping.days.zip(settings.clean_cache_days).map(|(a, b)| a.max(b));
         keeping.templates = keeping.templates.max(settings.templates);
+        dirs.push(settings.cache_dir(&places).to_owned());
     }
+    let mut seen = BTreeSet::new();
+    dirs.retain(|dir| seen.insert(dir.clone()));
+    keeping.stores = dirs.iter().map(|dir| Store::new(dir)).collect();
     Ok(keeping)
 }
 
-fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
-    let days = keeping(env).map(|keeping| keeping.days).unwrap_or_else(|error| {
-        report::warning(&format!("{}: what has expired cannot be told", report::sentence(&error)));
-        None
-    });
-    let entries = store.entries()?;
-    let templates = store.templates()?;
-    tell_packages(store);
+/// The same for a command that removes nothing. If settings are wrong, it looks at the node's own
+/// cache, and nothing in it counts as expired.
+fn known(node: Store, env: &Env) -> Keeping {
+    keeping(env).unwrap_or_else(|error| {
+        let (error, dir) = (report::sentence(&error), node.dir.display());
+        report::warning(&format!("{error}: what has expired cannot be told, and only {dir} is looked at"));
+        Keeping { days: None, templates: 0, stores: vec![node] }
+    })
+}
+
+/// The entries of all stores.
+fn all<T>(stores: &[Store], of: fn(&Store) -> Result<Vec<T>>) -> Result<Vec<T>> {
+    let each: Result<Vec<Vec<T>>> = stores.iter().map(of).collect();
+    Ok(each?.into_iter().flatten().collect())
+}
+
+/// The name of a file in the node's own cache, the path of any other one.
+fn shown(path: &Path, stores: &[Store]) -> String {
+    let node = stores.first().map_or(Path::new(""), |store| &store.dir);
+    path.strip_prefix(node).unwrap_or(path).display().to_string()
+}
+
+fn list(node: Store, env: &Env, as_json: bool) -> Result<Outcome> {
+    let Keeping { days, stores, .. } = known(node, env);
+    let entries = all(&stores, Store::entries)?;
+    let templates = all(&stores, Store::templates)?;
+    stores.iter().for_each(tell_packages);
     if as_json {
         let trees = entries.iter().map(|entry| object(entry, days));
         let objects: Vec<serde_json::Value> = trees.chain(templates.iter().map(template_object)).collect();
@@ -167,10 +209,10 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     if entries.is_empty() && templates.is_empty() {
-        report::line(&format!(
-            "{} is empty; the first create or `cache build` fills it",
-            store.dir.display()
-        ));
+        for store in &stores {
+            let dir = store.dir.display();
+            report::line(&format!("{dir} is empty; the first create or `cache build` fills it"));
+        }
         return Ok(Outcome::Done);
     }
     let mut text = format!(
@@ -179,7 +221,7 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
     );
     for entry in &entries {
         let made = humantime::format_rfc3339_seconds(entry.made).to_string();
-        let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), entry.name());
+        let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), shown(&entry.path, &stores));
         let (suite, arch, kernel) = (&entry.suite, &entry.arch, kernel(entry));
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
     }
@@ -193,7 +235,7 @@ fn list(store: &Store, env: &Env, as_json: bool) -> Result<Outcome> {
             }
             Err(_) => ("-", "-", "-", "-".into(), "DAMAGED"),
         };
-        let name = entry.name();
+        let name = shown(&entry.path, &stores);
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made:20}  {state:8}  {name}");
     }
     answer(&text)?;
@@ -277,13 +319,23 @@ fn template_object(entry: &TemplateEntry) -> serde_json::Value {
     object
 }
 
-fn prune(store: &Store, env: &Env) -> Result<Outcome> {
-    let Keeping { days, templates } =
-        keeping(env).hint("`config check` shows all that is wrong; nothing was removed")?;
-    if !store.dir.is_dir() {
-        report::line(&format!("{} is not there: nothing to remove", store.dir.display()));
-        return Ok(Outcome::Done);
+fn prune(env: &Env) -> Result<Outcome> {
+    let keeping = keeping(env).hint("`config check` shows all that is wrong; nothing was removed")?;
+    let mut freed = 0;
+    for store in &keeping.stores {
+        if store.dir.is_dir() {
+            freed += prune_store(store, &keeping)?;
+        } else {
+            report::line(&format!("{} is not there: nothing to remove", store.dir.display()));
+        }
     }
+    report::line(&format!("{} freed", size(freed)));
+    Ok(Outcome::Done)
+}
+
+/// Returns the bytes that were freed.
+fn prune_store(store: &Store, keeping: &Keeping) -> Result<u64> {
+    let Keeping { days, templates, .. } = *keeping;
     // What is being made looks like what was left behind, and takes the place of what has expired.
     let _lock = store.lock(|holder| {
         report::line(&format!("{:>10}  waiting for {holder}, which makes a tree for the cache", "..."));
@@ -320,28 +372,28 @@ fn prune(store: &Store, env: &Env) -> Result<Outcome> {
     for package in days.map(|days| downloads::unused(&store.packages_dir(), days)).unwrap_or_default() {
         remove(&package)?;
     }
-    report::line(&format!("{} freed", size(freed)));
-    Ok(Outcome::Done)
+    Ok(freed)
 }
 
-fn verify(store: &Store) -> Result<Outcome> {
+fn verify(stores: &[Store]) -> Result<Outcome> {
     let mut damaged = Vec::new();
     let mut text = String::new();
-    for entry in store.entries()? {
+    for entry in all(stores, Store::entries)? {
+        let name = shown(&entry.path, stores);
         let verdict = match entry.open().and_then(|base| base.verify()) {
             Ok(()) if entry.manifest.is_some() => "good",
             Ok(()) => "no manifest (cache seal makes one)",
             Err(error) => {
                 crate::sys::signals::check()?;
                 report::error(&error);
-                damaged.push(entry.name());
+                damaged.push(name.clone());
                 "DAMAGED"
             }
         };
-        let _ = writeln!(text, "{}  {verdict}", entry.name());
+        let _ = writeln!(text, "{name}  {verdict}");
     }
-    for entry in store.templates()? {
-        let name = entry.name();
+    for entry in all(stores, Store::templates)? {
+        let name = shown(&entry.path, stores);
         let verdict = match entry.template.and_then(|template| template.verify()) {
             Ok(()) => "good",
             Err(error) => {
@@ -357,7 +409,11 @@ fn verify(store: &Store) -> Result<Outcome> {
     Ok(if damaged.is_empty() { Outcome::Done } else { Outcome::No })
 }
 
-fn seal(store: &Store, file: &Path) -> Result<Outcome> {
+fn seal(stores: &[Store], file: &Path) -> Result<Outcome> {
+    let own = |dir: &Path| std::fs::canonicalize(dir).ok();
+    let holds = |store: &&Store| own(&store.dir).is_some() && own(&store.dir) == file.parent().and_then(own);
+    let node = stores.first().context("a node without a cache")?;
+    let store = stores.iter().find(holds).unwrap_or(node);
     let entry = store.seal(file)?;
     let digest = entry.manifest.map(|manifest| manifest.digest).unwrap_or_default();
     report::line(&format!("{} is sealed: {digest}", entry.path.display()));

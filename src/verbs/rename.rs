@@ -26,14 +26,14 @@ pub fn rename(context: &Context, instance: &Instance, old: &InstanceName, dry_ru
         let path = disk.path.display();
         answer(&format!(
             "instance    {old} -> {}\ndisk        {path}\nlayout      {table}\n{parts}",
-            instance.name
+            renaming.new
         ))?;
         return Ok(Outcome::Done);
     }
     warn(&settings);
     let workspace = Workspace::enter()?;
     on_disk(&disk, &workspace, &renaming)
-        .with_context(|| format!("renaming the guest of {old} to {}", instance.name))?;
+        .with_context(|| format!("renaming the guest of {old} to {}", renaming.new))?;
     Ok(Outcome::Done)
 }
 
@@ -48,7 +48,7 @@ fn plan(instance: &Instance, settings: &Settings, old: &InstanceName) -> Result<
     let search = instance.name.domain().map(str::to_owned);
     Ok(Renaming {
         old: old.clone(),
-        new: instance.name.clone(),
+        new: settings.guest_name(instance).clone(),
         network,
         resolver: Resolver { servers: settings.dns.clone(), search },
     })

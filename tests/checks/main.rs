@@ -8,5 +8,6 @@ mod dependencies;
 mod docs;
 mod fence;
 mod settings;
+mod shell_settings;
 mod smoke;
 mod verify;

@@ -39,6 +39,19 @@ fn root_of(disk: &Path, style: &str) -> u64 {
 }
 
 #[test]
+fn a_guest_that_a_shell_file_names_is_renamed_to_what_the_file_makes_of_the_new_name() {
+    let node = Node::new();
+    fs::write(node.legacy_defaults(), "INSTANCE_NAME=${INSTANCE_NAME%%.*}\n").unwrap();
+    let disk = guest(&node, "d", &[]);
+    let hostname = || Mounted::at(&disk, root_offset(&disk)).read("etc/hostname");
+    assert_eq!(hostname(), "lg1new\n");
+    let (done, log) = rename(&node, &disk);
+    assert!(done, "{log}");
+    assert_eq!(hostname(), "lg1\n");
+    node.assert_nothing_left();
+}
+
+#[test]
 fn every_layout_and_filesystem_is_found_whatever_the_settings_are() {
     let node = Node::new();
     for (style, filesystem) in [
