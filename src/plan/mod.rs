@@ -28,7 +28,7 @@ use crate::guest::{Access, Console, GuestConfig, Resolver};
 use crate::partition_table::layout::{Layout, Purpose, Requirements};
 use crate::report::WithHint;
 use crate::request::{self, Context, DiskAddress, Instance};
-use crate::settings::conflicts::Conflict;
+use crate::settings::conflicts::{self, Conflict};
 use crate::settings::{Problems, Settings};
 
 /// What a plan is made from, beside the disk.
@@ -113,6 +113,9 @@ impl Plan {
     /// Decides for a new instance. Errors are refusals: nothing has been touched.
     pub fn for_create(inputs: Inputs<'_>, disk: DiskFacts, source: TreeSource) -> Result<Plan> {
         let Inputs { instance, settings, .. } = inputs;
+        if source == TreeSource::Recipe {
+            refuse(conflicts::against_foreign_proxy(settings))?;
+        }
         let choices = Choices {
             disk_path: disk_path(&root_disk(instance)?.address)?,
             disk,

@@ -78,7 +78,7 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
 }
 
 /// What the node's files know of a mirror is not shown to a proxy that an instance names.
-fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
+pub fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
     let mirror = settings.mirror.first()?;
     let has_credentials = credentials::split(mirror).1.is_some() && !settings.is_parameter("mirror");
     (has_credentials && settings.proxy.is_some() && settings.is_parameter("proxy")).then(|| Conflict {
