@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 
 use super::DiskRestore;
-use crate::admin_file::{SealedFile, writable_by_others};
+use crate::admin_file::{AdminFiles, SealedFile};
 use crate::backup::qcow2::{self, Qcow2};
 use crate::backup::{self, Source};
 use crate::cache::BaseTar;
@@ -30,18 +30,14 @@ pub struct DiskImage {
 }
 
 /// Opens a file and reads all of it once: what is not what the administrator sealed is refused.
-pub fn open(sealed: &SealedFile) -> Result<Opened> {
+pub fn open(sealed: &SealedFile, mut files: AdminFiles) -> Result<Opened> {
     let name = sealed.path.display().to_string();
-    // Opening what is none, a pipe for instance, would wait.
-    let meta = std::fs::metadata(&sealed.path)
-        .with_context(|| format!("opening {name}"))
-        .hint("the setting source names it; it must lie on every node that installs from it")?;
+    let file = files.open(&sealed.path).map_err(Error::msg).hint(
+        "the setting source names it; it must lie on every node that installs from it, and be root's alone",
+    )?;
+    files.tolerated().iter().for_each(|fault| report::warning(fault));
+    let meta = file.metadata().with_context(|| format!("opening {name}"))?;
     ensure!(meta.is_file(), "{name}, which source names, is no regular file");
-    if let Some(fault) = writable_by_others(&sealed.path) {
-        return Err(anyhow!("{fault}; what was compared could become something else"))
-            .hint(format!("chown root {name}; chmod go-w {name}"));
-    }
-    let file = File::open(&sealed.path).with_context(|| format!("opening {name}"))?;
     report::step(&format!("checking {name}, {}", size(meta.len())), || sealed.compare(&file))?;
     let image = DiskImage { name, file };
     if image.is_qcow2()? {

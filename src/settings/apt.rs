@@ -1,7 +1,9 @@
 //! apt_dir: the site's own apt sources and the keys that sign them, for the guests of a variant.
 
+use std::io::Read;
 use std::path::Path;
 
+use crate::admin_file::AdminFiles;
 use crate::bootstrap::AptFile;
 
 /// Files beyond this are no sources and no keys.
@@ -11,7 +13,7 @@ const MAX_FILES: usize = 100;
 
 /// Reads the directory: `*.list` and `*.sources` are sources, `*.asc` and `*.gpg` keys, which sources name as
 /// /etc/apt/keyrings/NAME, `*.pref` preferences. Other names are left out. Problems are sentences.
-pub fn read(dir: &Path, problems: &mut Vec<String>) -> Vec<AptFile> {
+pub fn read(dir: &Path, admin: &mut AdminFiles, problems: &mut Vec<String>) -> Vec<AptFile> {
     let mut files = Vec::new();
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -24,21 +26,24 @@ pub fn read(dir: &Path, problems: &mut Vec<String>) -> Vec<AptFile> {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let Some(place) = place(&name) else { continue };
         let path = entry.path();
-        problems.extend(crate::admin_file::writable_by_others(&path));
-        match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => {}
-            _ => {
-                problems.push(format!("{} is not a file of 1 MiB at most", path.display()));
-                continue;
-            }
-        }
-        match std::fs::read(&path) {
+        match content(&path, admin) {
             Ok(content) => files.push(AptFile { path: format!("{place}/{name}"), content }),
-            Err(error) => problems.push(format!("reading {}: {error}", path.display())),
+            Err(problem) => problems.push(problem),
         }
     }
     files.sort_by(|one, other| one.path.cmp(&other.path));
     files
+}
+
+fn content(path: &Path, admin: &mut AdminFiles) -> Result<Vec<u8>, String> {
+    let mut file = admin.open(path)?;
+    let mut content = Vec::new();
+    match file.metadata() {
+        Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => {}
+        _ => return Err(format!("{} is not a file of 1 MiB at most", path.display())),
+    }
+    file.read_to_end(&mut content).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    Ok(content)
 }
 
 /// Where a file belongs, by its ending; the names are those that apt itself reads.
@@ -67,7 +72,7 @@ mod tests {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
         let mut problems = Vec::new();
-        let files = read(dir.path(), &mut problems);
+        let files = read(dir.path(), &mut AdminFiles::new(true), &mut problems);
         let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(
             paths,
@@ -79,7 +84,7 @@ mod tests {
             ]
         );
         assert_eq!(problems, [""; 0]);
-        assert!(read(&dir.path().join("no"), &mut problems).is_empty());
+        assert!(read(&dir.path().join("no"), &mut AdminFiles::new(true), &mut problems).is_empty());
         assert_eq!(problems.len(), 1);
     }
 }

@@ -1,12 +1,13 @@
 //! One TOML file of settings: read, checked for who may write it, each value with its line.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::origin::{Origin, Value, Values};
 use super::table::{self, KEYS};
-use crate::admin_file::writable_by_others;
+use crate::admin_file::AdminFiles;
 use crate::report;
 
 /// Larger files are refused: nobody writes a megabyte of settings.
@@ -29,8 +30,8 @@ pub enum Role {
 }
 
 /// Reads a file; None where there is none.
-pub fn read(path: &Path, role: Role) -> Option<TomlFile> {
-    let text = match read_guarded(path) {
+pub fn read(path: &Path, role: Role, files: &mut AdminFiles) -> Option<TomlFile> {
+    let text = match read_guarded(path, files) {
         Ok(None) => return None,
         Ok(Some(text)) => text,
         Err(problem) => return Some(TomlFile { problems: vec![problem], ..TomlFile::default() }),
@@ -38,7 +39,7 @@ pub fn read(path: &Path, role: Role) -> Option<TomlFile> {
     Some(parse(&text, path, role))
 }
 
-fn read_guarded(path: &Path) -> Result<Option<String>, String> {
+fn read_guarded(path: &Path, files: &mut AdminFiles) -> Result<Option<String>, String> {
     let problem = |error: std::io::Error| format!("reading {}: {error}", path.display());
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
@@ -51,10 +52,8 @@ fn read_guarded(path: &Path) -> Result<Option<String>, String> {
             path.display()
         ));
     }
-    if let Some(fault) = writable_by_others(path) {
-        return Err(format!("{fault}; it is not read: chown root and chmod go-w it"));
-    }
-    std::fs::read_to_string(path).map(Some).map_err(problem)
+    let file = files.open(path).map_err(|fault| format!("{fault}; {} is not read", path.display()))?;
+    std::io::read_to_string(file.take(MAX_BYTES)).map(Some).map_err(problem)
 }
 
 fn parse(text: &str, path: &Path, role: Role) -> TomlFile {

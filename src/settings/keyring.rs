@@ -1,10 +1,11 @@
 //! The keys that a site's mirrors sign with: a keyring, or a directory of them, as the one keyring that gpgv reads.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding};
 
-use crate::admin_file::writable_by_others;
+use crate::admin_file::AdminFiles;
 
 /// Larger ones are no keyrings.
 const MAX_BYTES: u64 = 512 << 10;
@@ -14,7 +15,7 @@ const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const ARMOUR_END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
 
 /// Reads all keys at `path`, in the order of the files' names. Problems are sentences.
-pub fn read(path: &Path, problems: &mut Vec<String>) -> Option<Vec<u8>> {
+pub fn read(path: &Path, admin: &mut AdminFiles, problems: &mut Vec<String>) -> Option<Vec<u8>> {
     let problem = |error: std::io::Error| format!("reading the keyring {}: {error}", path.display());
     let files = match std::fs::metadata(path)
         .and_then(|meta| if meta.is_dir() { files_in(path) } else { Ok(vec![path.into()]) })
@@ -30,7 +31,7 @@ pub fn read(path: &Path, problems: &mut Vec<String>) -> Option<Vec<u8>> {
     }
     let mut keys = Vec::new();
     for file in files {
-        match read_one(&file) {
+        match read_one(&file, admin) {
             Ok(more) => keys.extend(more),
             Err(problem) => problems.push(problem),
         }
@@ -49,16 +50,16 @@ fn files_in(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read_one(file: &Path) -> Result<Vec<u8>, String> {
-    let shown = file.display();
-    if let Some(fault) = writable_by_others(file) {
-        return Err(format!("{fault}; it is no keyring to trust: chown root and chmod go-w it"));
-    }
-    let meta = std::fs::metadata(file).map_err(|error| format!("reading the keyring {shown}: {error}"))?;
+fn read_one(path: &Path, admin: &mut AdminFiles) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    let problem = |error: std::io::Error| format!("reading the keyring {shown}: {error}");
+    let mut file = admin.open(path).map_err(|fault| format!("{fault}; {shown} is no keyring to trust"))?;
+    let meta = file.metadata().map_err(problem)?;
     if !meta.is_file() || meta.len() == 0 || meta.len() > MAX_BYTES {
         return Err(format!("{shown} is no keyring (a regular file of 512 KiB at most)"));
     }
-    let bytes = std::fs::read(file).map_err(|error| format!("reading the keyring {shown}: {error}"))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(problem)?;
     match std::str::from_utf8(&bytes) {
         Ok(text) if text.contains(ARMOUR) => without_armour(text)
             .ok_or_else(|| format!("{shown} is damaged: its armour does not hold together")),
@@ -99,7 +100,7 @@ mod tests {
         std::fs::write(dir.path().join("a.gpg"), [0xc6, 9]).unwrap();
         std::fs::write(dir.path().join("README"), "no key").unwrap();
         let mut problems = Vec::new();
-        let keys = read(dir.path(), &mut problems).unwrap();
+        let keys = read(dir.path(), &mut AdminFiles::new(true), &mut problems).unwrap();
         assert_eq!(problems, [""; 0]);
         assert_eq!(keys, [&[0xc6, 9][..], &key, &key].concat());
     }
@@ -111,11 +112,11 @@ mod tests {
         for text in ["", "hello", ARMOUR, &armoured(&[0x98; 40]).replace('=', "!")] {
             std::fs::write(&path, text).unwrap();
             let mut problems = Vec::new();
-            read(&path, &mut problems);
+            read(&path, &mut AdminFiles::new(true), &mut problems);
             assert_eq!(problems.len(), 1, "{text}");
         }
         let mut problems = Vec::new();
-        assert_eq!(read(&dir.path().join("absent"), &mut problems), None);
+        assert_eq!(read(&dir.path().join("absent"), &mut AdminFiles::new(true), &mut problems), None);
         assert_eq!(problems.len(), 1);
     }
 }

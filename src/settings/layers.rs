@@ -11,9 +11,10 @@ use super::files::{self, Role, TomlFile};
 use super::origin::{DefaultsVersion, Layers, Origin, Value, Values};
 use super::table::{self, KEYS};
 use super::{parse, shell, variants};
+use crate::admin_file::AdminFiles;
 use crate::command::ToolError;
+use crate::report;
 use crate::request::{Api, Context, InstanceName, VariantName};
-use crate::{admin_file, report};
 
 /// config.toml of the node.
 pub fn config_path(context: &Context) -> PathBuf {
@@ -23,6 +24,8 @@ pub fn config_path(context: &Context) -> PathBuf {
 /// The merged layers, and what is wrong with their files.
 pub struct Gathered {
     pub layers: Layers,
+    /// As strict as these defaults are.
+    pub files: AdminFiles,
     /// What holds where a text is wrong.
     pub defaults: Values,
     /// What is wrong with the files, a sentence each.
@@ -34,14 +37,17 @@ pub struct Gathered {
 /// Reads all layers; an error is the node's, and not that of a setting.
 pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let config_path = config_path(context);
-    let mut config = files::read(&config_path, Role::Config).unwrap_or_default();
+    let mut found = Findings { files: AdminFiles::new(false), problems: Vec::new(), warnings: Vec::new() };
+    let mut config = files::read(&config_path, Role::Config, &mut found.files).unwrap_or_default();
     expand(&mut config.values, &context.places.config_dir);
-    let mut problems = config.problems.clone();
+    found.problems.extend(config.problems.iter().cloned());
     let legacy = Some(context.places.legacy_defaults.as_path()).filter(|path| path.is_file());
-    let (version, defaults_reason) = defaults_version(&config, legacy, &mut problems);
+    let (version, defaults_reason) = defaults_version(&config, legacy, &mut found.problems);
     let defaults = defaults(version, context)?;
+    if version == DefaultsVersion::One {
+        found.problems.extend(found.files.be_strict());
+    }
 
-    let mut warnings: Vec<String> = legacy.and_then(admin_file::writable_by_others).into_iter().collect();
     let mut unresolved = Vec::new();
     let without_shell = merged(&[&defaults, &config.values]);
     let mut source =
@@ -50,20 +56,18 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let mut shell = shell::Evaluated::default();
     if has_shell {
         let files = shell_files(context, verb, legacy, source.conf());
-        match shell::evaluate(&files, &defaults, &config.values) {
-            Ok(evaluated) => shell = evaluated,
-            Err(error) => unevaluated(error, verb, &mut problems, &mut warnings)?,
-        }
+        shell = evaluate(files, &defaults, &config.values, &mut found)?;
     }
     let below = merged(&[&defaults, &shell.defaults_file, &config.values]);
     // The shell file may change the variant, or move all variants.
     if shell.defaults_file.contains_key("variants_dir") || shell.variant_name.is_some() {
         unresolved.clear();
-        let variant = variant(context, &shell, &mut problems);
+        let variant = variant(context, &shell, &mut found.problems);
         source = variants::resolve(variant.as_ref(), &context.places, &below, &mut unresolved);
     }
+    let Findings { mut files, mut problems, mut warnings } = found;
     problems.extend(unresolved);
-    let variant = source.read(&mut problems, &mut warnings);
+    let variant = source.read(&mut files, &mut problems, &mut warnings);
     let mut values = merged(&[
         &below,
         &source.implied_suite(&below),
@@ -81,26 +85,72 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
         exports: shell.exports,
         shell_state: shell.state,
         warnings,
+        exposed: Vec::new(),
     };
     let uncertain = uncertain(&layers.values, !problems.is_empty(), has_shell && !context.knows_instance());
-    Ok(Gathered { layers, defaults, problems, uncertain })
+    Ok(Gathered { layers, files, defaults, problems, uncertain })
+}
+
+/// What was found while the layers were read.
+struct Findings {
+    files: AdminFiles,
+    problems: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// Runs the shell files. The defaults file may name another file of the variant: that one runs the second time, when it was
+/// looked at too.
+fn evaluate(
+    shell_files: shell::Files,
+    defaults: &Values,
+    config: &Values,
+    found: &mut Findings,
+) -> Result<shell::Evaluated> {
+    let once = evaluate_looked_at(&shell_files, defaults, config, found)?;
+    let Some(moved) = once.elsewhere.as_deref() else { return Ok(once) };
+    let shell_files = shell::Files { variant_file: Some(moved), ..shell_files };
+    let again = evaluate_looked_at(&shell_files, defaults, config, found)?;
+    if again.elsewhere.is_some() {
+        let problem = format!("the variant's file is {} once and another one the next time", moved.display());
+        found.problems.push(problem);
+    }
+    Ok(again)
+}
+
+/// Runs the shell files, if nobody else could have written them.
+fn evaluate_looked_at(
+    shell_files: &shell::Files,
+    defaults: &Values,
+    config: &Values,
+    found: &mut Findings,
+) -> Result<shell::Evaluated> {
+    let refused =
+        refused(shell_files.defaults_file.into_iter().chain(shell_files.variant_file), &mut found.files);
+    if !refused.is_empty() {
+        found.problems.extend(refused);
+        return Ok(shell::Evaluated::default());
+    }
+    shell::evaluate(shell_files, defaults, config)
+        .or_else(|error| unevaluated(error, shell_files.verb, found))
+}
+
+/// A sentence for each shell file that others could have written.
+fn refused<'a>(shell_files: impl Iterator<Item = &'a Path>, files: &mut AdminFiles) -> Vec<String> {
+    shell_files
+        .filter_map(|path| Some(format!("{}; {} is not run", files.open(path).err()?, path.display())))
+        .collect()
 }
 
 /// Files that bash cannot evaluate are a problem, or only a warning. An error if bash is missing.
-fn unevaluated(
-    error: anyhow::Error,
-    verb: &str,
-    problems: &mut Vec<String>,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
+fn unevaluated(error: anyhow::Error, verb: &str, found: &mut Findings) -> Result<shell::Evaluated> {
     match report::cause(&error) {
         // Without bash it is the node that lacks something, and not the file.
         Some(ToolError::Missing(_)) => return Err(error),
         // What Ganeti gives verify tells too little for a file that looks at its instance.
-        _ if verb == "verify" => warnings.push(report::sentence(&error)),
-        _ => problems.push(report::sentence(&error)),
+        _ if verb == "verify" => found.warnings.push(report::sentence(&error)),
+        _ => found.problems.push(report::sentence(&error)),
     }
-    Ok(())
+    Ok(shell::Evaluated::default())
 }
 
 fn shell_files<'a>(

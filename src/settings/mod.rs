@@ -25,12 +25,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::admin_file::AdminFiles;
 use crate::request::{Context, Instance, InstanceName, Places};
 use judge::Judge;
 pub use origin::{DefaultsVersion, Layers, Origin, Value, Values};
 pub use table::Settings;
 pub use values::{BootSetting, Identity, Source, SwapSetting};
 pub use variants::{published, with_files};
+
+/// Verbs that run hooks, or say whether they could.
+const RUN_HOOKS: [&str; 3] = ["create", "verify", "config"];
 
 /// Everything that is wrong with the settings, a sentence each.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,6 +84,12 @@ impl Judgement {
     }
 }
 
+/// A sentence for each hook, and what they read, that others could have written.
+fn exposed_hooks(settings: &Settings, files: &mut AdminFiles) -> Vec<String> {
+    let dir = settings.customize_dir.as_deref().filter(|dir| dir.is_dir());
+    dir.map_or(Vec::new(), |dir| files.look_at_tree(dir))
+}
+
 /// A sentence for each secret in a file that others than root may read.
 fn secrets_that_others_read(values: &Values) -> Vec<String> {
     let is_secret = |name: &str, text: &str| table::find(name).is_some_and(|key| key.kind.has_secret(text));
@@ -101,18 +111,28 @@ impl Settings {
 
     /// The same for those who want to know all that is wrong. An error is the node's, and not that of a setting.
     pub fn judge(context: &Context, verb: &str) -> Result<Judgement> {
-        let layers::Gathered { layers, defaults, mut problems, mut uncertain } =
+        let layers::Gathered { layers, mut files, defaults, mut problems, mut uncertain } =
             layers::gather(context, verb)?;
         let mut judge = Judge::new(&defaults);
         let mut settings = Settings::parse(layers, &mut judge)?;
         uncertain.extend(judge.wrong);
         problems.extend(judge.problems);
         if let Some(dir) = &settings.apt_dir {
-            settings.apt_files = apt::read(dir, &mut problems);
+            settings.apt_files = apt::read(dir, &mut files, &mut problems);
         }
         settings.layers.warnings.extend(secrets_that_others_read(&settings.layers.values));
-        settings.keys = settings.keyring.as_deref().and_then(|path| keyring::read(path, &mut problems));
+        let keyring = settings.keyring.as_deref();
+        settings.keys = keyring.and_then(|path| keyring::read(path, &mut files, &mut problems));
+        if RUN_HOOKS.contains(&verb) {
+            problems.extend(exposed_hooks(&settings, &mut files));
+        }
+        settings.layers.exposed = files.tolerated().to_vec();
         Ok(Judgement { settings, problems, uncertain })
+    }
+
+    /// Opens other files of the administrator, as strictly as those of the settings.
+    pub fn admin_files(&self) -> AdminFiles {
+        AdminFiles::new(self.layers.defaults == DefaultsVersion::One)
     }
 
     /// The text of a setting, as it was written.

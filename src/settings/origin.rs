@@ -77,4 +77,6 @@ pub struct Layers {
     pub cache_dir: Option<PathBuf>,
     /// What is not wrong but should be known.
     pub warnings: Vec<String>,
+    /// Files that others could have written and that are used all the same, a sentence each.
+    pub exposed: Vec<String>,
 }

@@ -80,6 +80,7 @@ pub fn check(context: &Context, refused: &dyn Fn(&Settings) -> Option<String>) -
                     &mut check.problems,
                     missing_hooks(&settings).into_iter().chain(refused(&settings)).collect(),
                 );
+                add(&mut check.problems, settings.layers.exposed);
                 add(&mut check.warnings, settings.layers.warnings);
                 Some(settings.variants_dir)
             }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, Role, TomlFile};
 use super::origin::{Origin, Value, Values};
-use crate::admin_file;
+use crate::admin_file::AdminFiles;
 use crate::request::{Places, VariantName};
 
 /// Names that need no file: the releases that debootstrap knows, and this name for the plain settings.
@@ -123,9 +123,13 @@ impl Source {
     }
 
     /// Reads the TOML file, and warns of what stands beside it.
-    pub fn read(&self, problems: &mut Vec<String>, warnings: &mut Vec<String>) -> TomlFile {
+    pub fn read(
+        &self,
+        files: &mut AdminFiles,
+        problems: &mut Vec<String>,
+        warnings: &mut Vec<String>,
+    ) -> TomlFile {
         if let Some(conf) = &self.conf {
-            warnings.extend(admin_file::writable_by_others(conf));
             if let Some(toml) = &self.toml {
                 warnings.push(format!(
                     "{} and {} both exist; where they differ the former holds",
@@ -134,7 +138,8 @@ impl Source {
                 ));
             }
         }
-        let file = self.toml.as_deref().and_then(|path| files::read(path, Role::Variant)).unwrap_or_default();
+        let file =
+            self.toml.as_deref().and_then(|path| files::read(path, Role::Variant, files)).unwrap_or_default();
         problems.extend(file.problems.iter().cloned());
         file
     }

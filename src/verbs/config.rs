@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{Outcome, answer, node_context};
+use crate::admin_file::AdminFiles;
 use crate::cache::Store;
 use crate::cli::ConfigCommand;
 use crate::plan::BasePlan;
@@ -28,8 +29,14 @@ pub fn config(command: &ConfigCommand, env: Env) -> Result<Outcome> {
     }
 }
 
-/// Why the tree that some settings describe could not be made on this node, when the cache has it no more.
+/// Why no instance could be made of these settings on this node, now or when the cache has their tree no more.
 fn refused(context: &Context, settings: &Settings) -> Option<String> {
+    if let Source::File(sealed) = &settings.source {
+        return AdminFiles::new(true)
+            .open(&sealed.path)
+            .err()
+            .map(|fault| format!("source{}: {fault}", settings.set_in("source")));
+    }
     let plan = BasePlan::new(context, settings, None);
     let found = Store::new(&plan.cache_dir).find(&plan.recipe, plan.clean_days);
     let never_expires = matches!(found, Ok(Some(entry)) if !entry.expired(Some(0)));

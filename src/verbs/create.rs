@@ -22,6 +22,7 @@ pub fn create(context: &Context, instance: &Instance, dry_run: bool) -> Result<O
     let address = &instance.disks.first().context("an instance without disks")?.address;
     let disk = Disk::open(&disk_path(address)?)?;
     if dry_run {
+        warn(&settings);
         return show(inputs, DiskFacts::of(&disk));
     }
     let workspace = Workspace::enter()?;
@@ -40,11 +41,11 @@ enum Contents {
 }
 
 impl Contents {
-    fn open(source: &Source) -> Result<Contents> {
-        Ok(match source {
+    fn open(settings: &Settings) -> Result<Contents> {
+        Ok(match &settings.source {
             Source::Bootstrap => Contents::Recipe,
             Source::Empty => Contents::Empty,
-            Source::File(sealed) => match source_file::open(sealed)? {
+            Source::File(sealed) => match source_file::open(sealed, settings.admin_files())? {
                 Opened::Tree(file) => Contents::Tree(file),
                 Opened::Image(image) => Contents::Image(image),
             },
@@ -59,7 +60,7 @@ pub fn show(inputs: Inputs<'_>, facts: DiskFacts) -> Result<Outcome> {
         preconditions(&plan)?;
         Ok(plan.to_string())
     };
-    let text = match Contents::open(&inputs.settings.source)? {
+    let text = match Contents::open(inputs.settings)? {
         Contents::Recipe => tree(TreeSource::Recipe)?,
         Contents::Tree(file) => tree(TreeSource::File(file.name))?,
         Contents::Image(image) => ImagePlan::new(inputs, facts, &image.name)?.to_string(),
@@ -79,7 +80,7 @@ pub fn on_disk(inputs: Inputs<'_>, disk: &Disk, workspace: &Workspace) -> Result
     let facts = DiskFacts::of(disk);
     let name = &inputs.instance.name;
     let mut done = format!("{name} is installed");
-    match Contents::open(&inputs.settings.source)? {
+    match Contents::open(inputs.settings)? {
         Contents::Recipe => {
             let plan = Plan::for_create(inputs, facts, TreeSource::Recipe)?;
             tree::install(&plan, disk, workspace, None)?;

@@ -94,7 +94,7 @@ fn usage(verb: Verb) -> Outcome {
 }
 
 fn warn(settings: &Settings) {
-    for warning in &settings.layers.warnings {
+    for warning in settings.layers.exposed.iter().chain(&settings.layers.warnings) {
         report::warning(warning);
     }
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Outcome, warn};
-use crate::admin_file::writable_by_others;
 use crate::bootstrap::{Bootstrapper, mmdebstrap};
 use crate::report;
 use crate::request::Context;
@@ -38,7 +37,7 @@ fn unusable_source(judgement: &Judgement) -> Option<String> {
         return None;
     }
     let fault = match file.path.is_file() {
-        true => writable_by_others(&file.path)?,
+        true => judgement.settings.admin_files().open(&file.path).err()?,
         false => "this node does not have it".into(),
     };
     Some(format!("source names {}{}: {fault}", file.path.display(), judgement.settings.set_in("source")))

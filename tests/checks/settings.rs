@@ -236,13 +236,21 @@ fn settings_that_others_can_write_are_warned_of_or_refused() {
     fs::write(node.legacy_defaults(), "SUITE=sid\n").unwrap();
     open(&node.legacy_defaults());
     let output = node.command(&["config", "show"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(log_of(&output).contains("default-file is not run"), "{}", log_of(&output));
+    fs::set_permissions(node.legacy_defaults(), fs::Permissions::from_mode(0o664)).unwrap();
+    let output = node.command(&["config", "show"]).output().unwrap();
     assert!(output.status.success());
-    assert!(text(&output.stderr).contains("can be written by others (mode 0666)"), "{}", log_of(&output));
+    assert!(
+        text(&output.stderr).contains("can be written by its group (mode 0664): chmod g-w"),
+        "{}",
+        log_of(&output)
+    );
     node.config("suite = \"sid\"\n");
     open(&node.etc().join("config.toml"));
     let output = node.command(&["config", "show"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log_of(&output).contains("it is not read"), "{}", log_of(&output));
+    assert!(log_of(&output).contains("config.toml is not read"), "{}", log_of(&output));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Input that means harm: guests, disks, archives, dumps. Needs root.
 #![allow(clippy::disallowed_methods, reason = "tests run real tools")]
 
+mod admin_files;
 mod archives;
 mod bootstrap;
 #[path = "../common/mod.rs"]

@@ -122,7 +122,8 @@ instance=${INSTANCE_NAME-} blockdev=${DISK_0_PATH-} old_name=${OLD_INSTANCE_NAME
 {{ID}}_settings before || [[ 1 ]]
 if [[ -n ${OS_VARIANT-} ]]; then
   VARIANT_CONFIG=$VARIANTS_DIR/$OS_VARIANT.conf
-  if [[ -f $VARIANT_CONFIG ]]; then
+  # Another file was not looked at: who could have written it is not known.
+  if [[ -f $VARIANT_CONFIG && $VARIANT_CONFIG == {{VARIANT_FILE}} ]]; then
     if [[ $- != *x* ]] && ! {{ID}}_is_function set; then set -x; fi
     . "$VARIANT_CONFIG"
   fi

@@ -53,7 +53,7 @@ pub struct Files<'a> {
     pub defaults_file: Option<&'a Path>,
     /// OS_VARIANT. The shell looks for its file in VARIANTS_DIR, which the defaults file can set.
     pub variant: Option<&'a str>,
-    /// The variant's file where it is expected, for messages.
+    /// The variant's file, where it is expected. No other one is run.
     pub variant_file: Option<&'a Path>,
     pub verb: &'a str,
     pub env: &'a Env,
@@ -65,6 +65,8 @@ pub struct Files<'a> {
 /// What the files said.
 #[derive(Debug, Default)]
 pub struct Evaluated {
+    /// The variant's file, if the defaults file moved it: it was not run.
+    pub elsewhere: Option<PathBuf>,
     /// Set by the defaults file.
     pub defaults_file: Values,
     /// Set by the variant's file.
@@ -163,7 +165,7 @@ fn explained(incomplete: &Incomplete<'_>, files: &Files) -> anyhow::Error {
 fn variant_file(before: &Texts) -> PathBuf {
     let text =
         |name: &str| before.get(name).map_or(String::new(), |text| String::from_utf8_lossy(text).into());
-    Path::new(&text("VARIANTS_DIR")).join(format!("{}.conf", text(OS_VARIANT)))
+    format!("{}/{}.conf", text("VARIANTS_DIR"), text(OS_VARIANT)).into()
 }
 
 /// What bash reported, and where the files assigned it.
@@ -180,6 +182,7 @@ impl Outcome<'_> {
         let cache_dir = self.files.cache_dir.as_os_str().as_encoded_bytes();
         let Records { before, variant: after, .. } = &self.records;
         Ok(Evaluated {
+            elsewhere: self.elsewhere(),
             defaults_file: self.of_defaults_file(given)?,
             variant: self.of_variant()?,
             variant_name: self.changed(before, OS_VARIANT, variant)?,
@@ -188,6 +191,15 @@ impl Outcome<'_> {
             state: self.state(),
             exports: self.exports(given),
         })
+    }
+
+    fn elsewhere(&self) -> Option<PathBuf> {
+        let Records { before, .. } = &self.records;
+        let file = variant_file(before);
+        let has_variant = before.get(OS_VARIANT).is_some_and(|name| !name.is_empty());
+        // By their bytes, as the shell compared them.
+        let moved = self.files.variant_file.is_none_or(|known| known.as_os_str() != file.as_os_str());
+        (has_variant && moved && file.is_file()).then_some(file)
     }
 
     fn of_defaults_file(&self, given: &Env) -> Result<Values> {

@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use super::Files;
 use crate::settings::kind::Kind;
@@ -65,6 +66,7 @@ pub fn text(files: &Files, answers: &Answers, defaults: &Values, config: &Values
             "VERB" => quoted(OsStr::new(files.verb)),
             "CACHE_DIR" => quoted(files.cache_dir.as_os_str()),
             "DEFAULTS_FILE" => quoted(defaults_file.unwrap_or_default()),
+            "VARIANT_FILE" => quoted(files.variant_file.unwrap_or(Path::new("")).as_os_str()),
             "SOURCE_DEFAULTS" => defaults_file.map(source).unwrap_or_default(),
             "DEFAULTS" => assignments(defaults, unless_set).into(),
             "CONFIG" => assignments(config, unless_readonly).into(),
@@ -138,7 +140,7 @@ mod tests {
     #[test]
     fn every_mark_of_the_template_is_filled_in_and_every_function_is_known() {
         let marks = TEMPLATE.split("{{").skip(1).filter_map(|part| Some(part.split_once("}}")?.0));
-        let known = "ID REPORT TRACE INCOMPLETE VERB CACHE_DIR DEFAULTS_FILE SOURCE_DEFAULTS DEFAULTS CONFIG VALUES NAMES FUNCTIONS";
+        let known = "ID REPORT TRACE INCOMPLETE VERB CACHE_DIR DEFAULTS_FILE VARIANT_FILE SOURCE_DEFAULTS DEFAULTS CONFIG VALUES NAMES FUNCTIONS";
         for mark in marks {
             assert!(known.split(' ').any(|known| known == mark), "{mark}");
         }

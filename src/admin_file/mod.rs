@@ -1,11 +1,12 @@
 //! Files that the administrator of the node vouches for: who else can write them, and whether one is what its digest says. Must not
 //! know what they hold.
 
+mod exposure;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256, Sha512};
@@ -13,19 +14,10 @@ use sha2::{Digest, Sha256, Sha512};
 use crate::report::WithHint;
 use crate::sys::signals;
 
+pub use exposure::AdminFiles;
+
 /// What is read at once.
 const PIECE_BYTES: usize = 1 << 20;
-
-/// Whether others than root (or whoever runs us) may write a file: a sentence, or None.
-pub fn writable_by_others(path: &Path) -> Option<String> {
-    let meta = std::fs::metadata(path).ok()?;
-    let us = rustix::process::geteuid().as_raw();
-    let mode = meta.mode() & 0o7777;
-    if meta.uid() != 0 && meta.uid() != us {
-        return Some(format!("{} belongs to uid {}, not to root", path.display(), meta.uid()));
-    }
-    (mode & 0o022 != 0).then(|| format!("{} can be written by others (mode {mode:04o})", path.display()))
-}
 
 /// A file of which the administrator said what it holds: its digest is his seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
