@@ -61,6 +61,8 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         (!recipe.included().is_empty()).then(|| format!("--include={}", recipe.included().join(",")));
     let env = recipe.env();
     Tool::new("mmdebstrap")
+        // It leaves a keyring of its own behind: in the workspace, which ends with us.
+        .env("TMPDIR", target.parent().unwrap_or(target))
         .args(["--mode=root", "--format=directory", "--variant=debootstrap", SKIP])
         .arg(format!("--architectures={}", recipe.arch))
         .args(included)
