@@ -10,8 +10,13 @@ CONF_DIR = $(sysconfdir)/ganeti/instance-debootstrap
 # All of hooks/ that can be switched on.
 HOOKS = $(filter-out hooks/README,$(wildcard hooks/*))
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
-# What is shipped is what is tested.
-RUN_TESTS = $(CARGO) test --release --locked --test runner --
+# What is shipped is what is tested. The tests end with cargo, whose process is that of this shell.
+RUN_TESTS = TESTS_PARENT=$$$$ exec $(CARGO) test --release --locked --test runner --
+RUN_LOCK = $(TARGET_DIR)/tmp/runner.lock
+# Before anything is built: root, and no other run, whose programs would be replaced.
+MAY_TEST = @[ "$$(id -u)" = 0 ] || { echo "make $@: the tests attach loop devices and mount: run as root" >&2; exit 1; }; \
+  [ ! -e $(RUN_LOCK) ] || flock --nonblock $(RUN_LOCK) true || \
+  { echo "another run of this checkout goes on ($$(cat $(RUN_LOCK)))" >&2; exit 1; }
 
 all: build
 
@@ -57,19 +62,23 @@ check:
 	  $(CARGO) test --quiet --locked --lib --test checks as_root -- --test-threads=1; \
 	  else echo "NOT RUN without root: the tests in modules called as_root"; fi
 
-# Everything, one diagonal of what is long; 12 minutes on two cores. One test: `make test TESTS=part_of_its_name`.
+# Everything, but of long series of combinations only a few; 12 minutes on two cores. One test:
+# `make test TESTS=part_of_its_name`.
 test:
+	$(MAY_TEST)
 	tests/install-tools test
-	$(RUN_TESTS) $(or $(TESTS),test)
+	$(RUN_TESTS) $(if $(strip $(TESTS)),--named $(TESTS),test)
 
 # All that is long, on top of `make test`. Some of it: `make test-full PARTS="boots xen"`.
 test-full:
+	$(MAY_TEST)
 	tests/install-tools test
 	$(RUN_TESTS) full $(PARTS)
 
 # As much of it as ends within the hour that began at TESTS_BEGAN (seconds since 1970), in an order that changes from run to
 # run; says what was not run.
 test-parts:
+	$(MAY_TEST)
 	tests/install-tools test
 	$(RUN_TESTS) parts
 

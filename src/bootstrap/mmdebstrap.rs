@@ -63,6 +63,8 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
     let own = recipe.keys.as_ref().map(|_| keyring::place(target).display().to_string());
     let keyring = own.as_deref().unwrap_or(KEYRING);
     Tool::new("mmdebstrap")
+        // It leaves a keyring of its own behind: in the workspace, which ends with us.
+        .env("TMPDIR", target.parent().unwrap_or(target))
         .args(["--mode=root", "--format=directory", "--variant=debootstrap", SKIP])
         .arg(format!("--architectures={}", recipe.arch))
         .args(included)

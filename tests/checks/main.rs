@@ -7,6 +7,7 @@ mod common;
 mod dependencies;
 mod docs;
 mod fence;
+mod runner;
 mod settings;
 mod shell_settings;
 mod smoke;

@@ -308,9 +308,8 @@ impl Node {
 
     /// Wants that nothing of this node is held any more: loop devices, mounts, processes.
     pub fn assert_nothing_left(&self) {
+        self.wait_until_detached();
         let dir = self.path().display().to_string();
-        let loops = self.attached();
-        assert!(loops.is_empty(), "loop devices are left: {loops:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let left: Vec<&str> =
             mounts.lines().filter(|l| l.contains(&dir) || l.contains("/run/ganeti-instance-deb")).collect();

@@ -1,5 +1,5 @@
-//! What is made once for many tests: trees of Debian in caches, and whatever else takes long. The steps of tests/trees make it
-//! before the tests; who comes first makes it where they were not run.
+//! What is made once for many tests: trees of Debian in caches, and whatever else takes long. The tests in modules called
+//! `steps` make it before the others. Where they were not run, the first test that wants it makes it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

@@ -441,13 +441,20 @@ error: the disk /dev/loopN is in use by process N (faults-*)
 hint: shut the instance down, or unmount what is mounted from its disk"),
 ];
 
+/// The rows that are to be tried out; a name that no row has is a mistake.
+fn wanted(rows: &[Fault]) -> impl Iterator<Item = &Fault> {
+    let wanted = std::env::var("FAULT").unwrap_or_default();
+    let mut all = [TOO_SMALL, CACHE, MIRROR, TOOLS, HOOKS, DISK].into_iter().flatten();
+    assert!(all.any(|row| row.name.contains(&wanted)), "no row has {wanted:?} in its name");
+    rows.iter().filter(move |row| row.name.contains(&wanted))
+}
+
 /// Tries rows out, all of them also where some fail.
 fn assert_each(rows: &[Fault]) {
     // All mounts below are seen by this thread and its children alone, and end with it.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    let wanted = std::env::var("FAULT").unwrap_or_default();
-    let tried = rows.iter().filter(|row| row.name.contains(&wanted)).map(|row| {
+    let tried = wanted(rows).map(|row| {
         let start = std::time::Instant::now();
         let failed = catch_unwind(AssertUnwindSafe(|| try_out(row))).is_err();
         let verdict = if failed { "FAILED" } else { "ok" };

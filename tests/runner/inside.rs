@@ -3,107 +3,89 @@
 //! The runner starts it by `unshare --pid --mount --fork --kill-child`. Nothing of the test outlives it: the kernel ends
 //! its processes and its mounts. What was still there at the end is reported all the same.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeVal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::loops::{self, Attached, KERNEL_TIMEOUT, Owner};
+use crate::mounts::{self, Mount, Outside};
+use crate::{ending, processes};
 
 /// How the line of the log begins that says how much processor time the test took.
 pub const PROCESSOR: &str = "processor time: ";
+/// The runner sets it for this process.
+pub const MARK: &str = "TESTS_INSIDE";
 
-/// How long the kernel may take to end what was killed, and to detach a loop device that was let go.
-const KERNEL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Runs `argv` as the only command of these namespaces; the exit status of the test, 1 if it left something behind.
+/// Runs `argv` as the only command of these namespaces. Returns the exit status of the test, or 1 if it left something behind.
 ///
-/// `dir` is the test's own directory: TMPDIR and TEST_DIR name it, and a loop device over a file in it is the test's.
-/// TEST_RUNNER is this program.
-pub fn run(dir: &Path, argv: &[String]) -> i32 {
-    // As on a node where systemd made the root shared, but nothing is seen by the machine.
-    set_propagation(MsFlags::MS_PRIVATE);
-    set_propagation(MsFlags::MS_SHARED);
-    let before = mounts();
-    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).expect("mounting /proc");
-    let proc_mount: BTreeSet<String> = mounts().difference(&before).cloned().collect();
-
-    let mut command = Command::new(&argv[0]);
-    command.args(&argv[1..]).env("TMPDIR", dir).env("TEST_DIR", dir);
-    command.env("TEST_RUNNER", std::env::current_exe().expect("this program"));
-    let child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) => {
-            say(&format!("{}: {error}", argv[0]));
-            return 1;
-        }
-    };
-    let status = reap_until(Pid::from_raw(child.id() as i32));
-    let left = left_behind(dir, &before, &proc_mount, status.success());
-    if let Ok(used) = getrusage(UsageWho::RUSAGE_CHILDREN) {
-        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-        say(&format!("{PROCESSOR}{:.2} s", seconds(used.user_time()) + seconds(used.system_time())));
-    }
-    for thing in &left {
+/// `dir` is the test's own directory. TMPDIR and TEST_DIR name it. TEST_RUNNER is this program.
+pub fn run(dir: &Path, argv: &[String]) -> Result<i32> {
+    let is_first = nix::unistd::getpid() == Pid::from_raw(1) && std::env::var_os(MARK).is_some();
+    ensure!(is_first, "only the runner starts this, in namespaces of their own");
+    let outside = Outside::of_stdin()?;
+    mounts::enter(dir)?;
+    let (mounts, loops) = (mounts::here()?, loops::attached());
+    let status = run_test(dir, argv)?;
+    let mut end = End { dir, outside, mounts, loops, left: Vec::new() };
+    let looked = end.look();
+    say_processor_time();
+    for thing in &end.left {
         say(&format!("left behind: {thing}"));
     }
-    match status.code() {
-        Some(0) => i32::from(!left.is_empty()),
+    looked?;
+    Ok(match status.code() {
+        Some(0) => i32::from(!end.left.is_empty()),
         Some(code) => code,
         None => {
             say(&format!("the test: {status}"));
             1
         }
-    }
+    })
 }
 
-fn set_propagation(kind: MsFlags) {
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | kind, None::<&str>).expect("propagation of /");
+fn run_test(dir: &Path, argv: &[String]) -> Result<ExitStatus> {
+    let [program, args @ ..] = argv else { bail!("no command") };
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).env_remove(MARK).env_remove(ending::PARENT);
+    command.env("TMPDIR", dir).env("TEST_DIR", dir).env("TEST_RUNNER", std::env::current_exe()?);
+    let child = command.spawn().with_context(|| program.clone())?;
+    reap_until(Pid::from_raw(child.id() as i32))
 }
 
 /// Waits for all that becomes a child of the first process, until the test itself has ended.
-fn reap_until(test: Pid) -> ExitStatus {
+fn reap_until(test: Pid) -> Result<ExitStatus> {
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == test => return ExitStatus::from_raw(code << 8),
+            Ok(WaitStatus::Exited(pid, code)) if pid == test => return Ok(ExitStatus::from_raw(code << 8)),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == test => {
-                return ExitStatus::from_raw(signal as i32);
+                return Ok(ExitStatus::from_raw(signal as i32));
             }
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => panic!("waiting for the test: {error}"),
+            Err(error) => return Err(error).context("waiting for the test"),
         }
     }
 }
 
-/// What is there when the test has ended. What is on its way out gets a moment.
-fn left_behind(
-    dir: &Path,
-    before: &BTreeSet<String>,
-    own: &BTreeSet<String>,
-    files_count: bool,
-) -> Vec<String> {
+/// Waits for those that have ended already.
+fn reap() {
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+}
+
+/// Looks until there is nothing any more: what is on its way out gets a moment.
+fn after_a_moment<T>(look: impl Fn() -> Vec<T>) -> Vec<T> {
     let start = Instant::now();
     loop {
-        while matches!(waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
-        {
-        }
-        let mut left = processes();
-        left.extend(
-            mounts().difference(before).filter(|line| !own.contains(*line)).map(|m| format!("mount {m}")),
-        );
-        left.extend(
-            loop_devices(dir).into_iter().map(|(name, file)| format!("loop device {name} over {file}")),
-        );
-        if files_count {
-            left.extend(files(dir));
-        }
+        let left = look();
         if left.is_empty() || start.elapsed() > KERNEL_TIMEOUT {
             return left;
         }
@@ -111,47 +93,80 @@ fn left_behind(
     }
 }
 
-/// All but the first process.
-fn processes() -> Vec<String> {
-    let numbers = fs::read_dir("/proc")
-        .expect("/proc")
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok().filter(|pid| *pid != 1));
-    numbers
-        .filter_map(|pid| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let words = String::from_utf8_lossy(&command).replace('\0', " ");
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            Some(format!("process {pid} ({}) {words}", name.trim()))
-        })
-        .collect()
+/// The end of a test.
+struct End<'a> {
+    dir: &'a Path,
+    outside: Outside,
+    /// What was there before the test.
+    mounts: Vec<Mount>,
+    loops: Vec<Attached>,
+    /// What the test left behind.
+    left: Vec<String>,
 }
 
-/// Lines of proc_pid_mountinfo(5) from the parent's number on: the mount's own number differs in each namespace.
-fn mounts() -> BTreeSet<String> {
-    fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").lines().map(str::to_owned).collect()
+impl End<'_> {
+    /// Looks for one kind of thing after the other, and ends it: a process holds mounts, and a mount loop devices.
+    fn look(&mut self) -> Result<()> {
+        self.look_for_proc()?;
+        self.look_for_processes();
+        let gone = mounts::gone(&self.mounts)?;
+        if gone.is_empty() {
+            self.left.extend(mounts::networks());
+        }
+        self.left.extend(gone);
+        let mounts = mounts::made_since(&self.mounts, &mut self.outside)?;
+        self.left.extend(mounts.iter().map(|mount| format!("mount {}", mount.line())));
+        mounts::let_go(&mounts);
+        mounts::move_places(self.dir)?;
+        self.look_for_loop_devices(&mounts);
+        self.left.extend(mounts::files(self.dir));
+        Ok(())
+    }
+
+    /// Without its own /proc the processes of the machine would be seen, or none.
+    fn look_for_proc(&mut self) -> Result<()> {
+        if fs::read_link("/proc/self").is_ok_and(|to| to == Path::new("1")) {
+            return Ok(());
+        }
+        self.left.push("no /proc of its own: the test unmounted it".into());
+        mounts::mount_fs("proc", "/proc")?;
+        // It is ours.
+        self.mounts.extend(mounts::here()?.into_iter().filter(|mount| mount.point() == "/proc"));
+        Ok(())
+    }
+
+    fn look_for_processes(&mut self) {
+        let others = || {
+            reap();
+            processes::all().into_iter().filter(|process| process.pid != 1).collect()
+        };
+        let left = after_a_moment(others);
+        if left.is_empty() {
+            return;
+        }
+        self.left.extend(left.iter().map(ToString::to_string));
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        after_a_moment(others);
+    }
+
+    fn look_for_loop_devices(&mut self, mounts: &[Mount]) {
+        let known: Vec<u64> = self.mounts.iter().filter_map(Mount::filesystem).collect();
+        let mut filesystems: Vec<u64> = mounts.iter().filter_map(Mount::filesystem).collect();
+        filesystems.retain(|number| !known.contains(number));
+        let owner = Owner { dir: self.dir, before: &self.loops, filesystems: &filesystems };
+        let devices = after_a_moment(|| owner.devices());
+        self.left.extend(devices.iter().map(ToString::to_string));
+        self.left.extend(loops::detach(&devices));
+    }
 }
 
-/// Loop devices over files below a directory, and those files.
-pub fn loop_devices(dir: &Path) -> Vec<(String, String)> {
-    let prefix = format!("{}/", dir.display());
-    let blocks = fs::read_dir("/sys/block").expect("/sys/block").flatten();
-    blocks
-        .filter_map(|block| {
-            let file = fs::read_to_string(block.path().join("loop/backing_file")).ok()?;
-            let name = block.file_name().into_string().ok()?;
-            file.starts_with(&prefix).then(|| (name, file.trim().to_owned()))
-        })
-        .collect()
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("the test's directory").flatten();
-    entries.map(|entry| format!("file {}", PathBuf::from(entry.file_name()).display())).collect()
+fn say_processor_time() {
+    let Ok(used) = getrusage(UsageWho::RUSAGE_CHILDREN) else { return };
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    say(&format!("{PROCESSOR}{:.2} s", seconds(used.user_time()) + seconds(used.system_time())));
 }
 
 /// The log of the test is ours as well.
-#[allow(clippy::print_stderr, reason = "this is a program of its own")]
 fn say(what: &str) {
     eprintln!("{what}");
 }

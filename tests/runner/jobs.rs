@@ -1,16 +1,18 @@
 //! All that can be run: the test binaries of this project with their tests, the trees that these want, and the checks.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-pub use crate::pool::Job;
+use crate::checkout;
+use crate::ending;
+use crate::job::{Job, STEPS};
+use crate::parts;
 
-/// The module whose tests are steps before the others: each makes something that several tests share. What lies in its
-/// module `long` is for the long ones.
-const STEPS: &str = "::steps::";
+/// Steps that make what only the long tests want.
 const LONG_STEPS: &str = "::steps::long::";
 /// Tests of this module fail on purpose, when they are asked for by their names.
 const ON_PURPOSE: &str = "::on_purpose::";
@@ -46,7 +48,7 @@ impl Catalogue {
     /// Builds the test binaries as this one was built, and asks them what is in them.
     pub fn build() -> Result<Catalogue> {
         let mut catalogue = Catalogue { tests: Vec::new(), units: Vec::new() };
-        for line in cargo_test_no_run()?.lines() {
+        for line in built()?.lines() {
             let message: Value = serde_json::from_str(line).with_context(|| format!("reading {line}"))?;
             let Some(program) = message["executable"].as_str() else { continue };
             let target = &message["target"];
@@ -54,33 +56,30 @@ impl Catalogue {
             match target["kind"][0].as_str() {
                 Some("test") if name == "runner" => {}
                 Some("test") => catalogue.add(name, program)?,
-                _ if message["profile"]["test"] == true => catalogue.units.push(program.into()),
+                _ if message["profile"]["test"] == true && !list(program, &[])?.is_empty() => {
+                    catalogue.units.push(program.into());
+                }
                 _ => {}
             }
         }
+        let lost = parts::lost(catalogue.tests.iter().filter(|test| test.is_long).map(|test| &*test.name));
+        ensure!(
+            lost.is_none(),
+            "no part in tests/runner/parts.rs has the long test {}",
+            lost.unwrap_or_default()
+        );
         Ok(catalogue)
     }
 
     fn add(&mut self, binary: &str, program: &str) -> Result<()> {
-        let list = |more: &[&str]| -> Result<Vec<String>> {
-            let args = [&["--list", "--format", "terse"], more].concat();
-            let listed = Command::new(program).args(args).output()?;
-            ensure!(listed.status.success(), "{program} --list: {}", listed.status);
-            let lines = String::from_utf8(listed.stdout)?;
-            Ok(lines.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect())
-        };
-        let long = list(&["--ignored"])?;
-        self.tests.extend(list(&[])?.into_iter().map(|path| Test {
+        let long = list(program, &["--ignored"])?;
+        self.tests.extend(list(program, &[])?.into_iter().map(|path| Test {
             name: format!("{binary}::{path}"),
             is_long: long.contains(&path) && !is_special(&format!("{binary}::{path}")),
             program: program.into(),
             path,
         }));
         Ok(())
-    }
-
-    pub fn long_tests(&self) -> impl Iterator<Item = &str> {
-        self.tests.iter().filter(|test| test.is_long).map(|test| test.name.as_str())
     }
 
     /// What needs no disk: format, lints, scripts, unit tests.
@@ -100,12 +99,15 @@ impl Catalogue {
         self.tests(|test| !test.is_long && !is_special(&test.name))
     }
 
-    /// Tests with one of these words in their names; those that fail on purpose only where the word says so.
-    pub fn named(&self, words: &[String]) -> Vec<Job> {
-        let means = |test: &Test, word: &str| {
-            test.name.contains(word) && (!test.name.contains(ON_PURPOSE) || word.contains(ON_PURPOSE))
+    /// Tests with one of these words in their names. Those that fail on purpose are meant only where the word says so.
+    pub fn named(&self, words: &[String]) -> Result<Vec<Job>> {
+        let is_meant = |test: &Test, word: &str| {
+            let is_asked_for = word.contains(ON_PURPOSE) || !test.name.contains(ON_PURPOSE);
+            test.name.contains(word) && is_asked_for && !test.is_step()
         };
-        self.tests(|test| words.iter().any(|word| means(test, word)))
+        let unknown = words.iter().find(|word| !self.tests.iter().any(|test| is_meant(test, word)));
+        ensure!(unknown.is_none(), "no test has {:?} in its name", unknown.map_or("", |word| word));
+        Ok(self.tests(|test| words.iter().any(|word| is_meant(test, word))))
     }
 
     /// Tests that are wanted, after the steps that make what they share.
@@ -115,7 +117,8 @@ impl Catalogue {
         let tests = self.tests.iter().filter(|test| !test.is_step() && wanted(test));
         let mut jobs: Vec<Job> = tests
             .map(|test| {
-                let before = BEFORE.iter().filter(|(binary, _)| test.name.starts_with(binary));
+                let wants = |binary| test.name.starts_with(binary) && !test.name.contains(ON_PURPOSE);
+                let before = BEFORE.iter().filter(|(binary, _)| wants(binary));
                 let before: Vec<&str> = before.flat_map(|row| row.1).copied().collect();
                 let needed = steps.iter().filter(|step| {
                     before.iter().any(|name| step.name.starts_with(name))
@@ -128,6 +131,14 @@ impl Catalogue {
         steps.append(&mut jobs);
         steps
     }
+}
+
+/// The names of the tests of a binary.
+fn list(program: &str, more: &[&str]) -> Result<Vec<String>> {
+    let listed = Command::new(program).args(["--list", "--format", "terse"]).args(more).output()?;
+    ensure!(listed.status.success(), "{program} --list: {}", listed.status);
+    let lines = String::from_utf8(listed.stdout)?;
+    Ok(lines.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect())
 }
 
 fn is_special(name: &str) -> bool {
@@ -146,11 +157,15 @@ impl Test {
     }
 }
 
-impl Job {
-    pub fn command(name: &str, argv: &[&str]) -> Job {
-        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-        Job { name: name.to_owned(), argv, is_test: false, after: Vec::new(), seconds: 0 }
+/// What cargo said of the test binaries. A run inside of a test takes what the run around it was told: cargo may be busy.
+fn built() -> Result<String> {
+    let kept = checkout::target_tmp().join("built");
+    if checkout::is_inside_a_test() {
+        return fs::read_to_string(&kept).with_context(|| format!("reading {}", kept.display()));
     }
+    let messages = cargo_test_no_run()?;
+    fs::write(kept, &messages)?;
+    Ok(messages)
 }
 
 /// The messages of `cargo test --no-run`, with the profile that this program was built with.
@@ -165,8 +180,8 @@ fn cargo_test_no_run() -> Result<String> {
     let args =
         ["test", "--locked", "--no-run", "--message-format=json-render-diagnostics", "--profile", profile];
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let built =
-        command.args(args).current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit()).output()?;
+    command.args(args).current_dir(checkout::project()).stderr(Stdio::inherit());
+    let built = ending::with_us(&mut command).output()?;
     ensure!(built.status.success(), "the tests cannot be built");
     Ok(String::from_utf8(built.stdout)?)
 }

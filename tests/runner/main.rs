@@ -1,10 +1,10 @@
 //! Runs the tests that make disks: several at a time, each in mount and PID namespaces of its own, and fails a test that
 //! leaves a process, a mount, a loop device or a file behind. `cargo test --test runner -- WORD`:
 //!
-//!   test          all that `make test` runs: checks, the package, trees, tests
-//!   full          all that takes long, part by part; `full PART...` some parts
-//!   parts         those parts that end within the hour that began at TESTS_BEGAN (seconds since 1970)
-//!   NAME...       the tests whose names contain one of these, also those that take long
+//!   test                 all that `make test` runs: checks, the package, trees, tests
+//!   full [PART...]       all that takes long, part by part, or some parts
+//!   parts                those parts that end within the hour that began at TESTS_BEGAN (seconds since 1970)
+//!   --named WORD...      the tests whose names contain one of these, also those that take long
 //!
 //! A test whose path has `alone::` in it runs when no other one does, on the whole machine.
 #![allow(
@@ -14,208 +14,220 @@
     reason = "this is a program of its own: it starts processes and prints"
 )]
 
+mod checkout;
+mod ending;
 mod inside;
+mod job;
 mod jobs;
+mod locks;
+mod loops;
+mod mounts;
 mod parts;
 mod pool;
+mod processes;
+mod queue;
+mod report;
+mod room;
 mod times;
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{Flock, FlockArg};
 
-use jobs::{Catalogue, Job};
-use parts::Part;
-use pool::{Outcome, Pool};
+use job::Job;
+use jobs::Catalogue;
+use locks::Want;
+use parts::{HOUR, Part};
+use pool::Pool;
+use queue::Queue;
+use report::say;
 use times::Times;
 
-/// One lock for all checkouts on this machine.
-const MACHINE_LOCK: &str = "/run/lock/ganeti-instance-debootstrap-tests";
-/// `.ci/run` ends within this.
-const CI_SECONDS: u64 = 60 * 60;
+/// When no test ends for so long, one line says what is running.
+const QUIET: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [first, dir, argv @ ..] = &args[..]
-        && first == "inside"
-    {
-        return ExitCode::from(u8::try_from(inside::run(Path::new(dir), argv)).unwrap_or(1));
-    }
-    match run(&args) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let status = match &args[..] {
+        [first, dir, argv @ ..] if first == "inside" => inside::run(Path::new(dir), argv),
+        _ => run(&args).map(|passed| i32::from(!passed)),
+    };
+    let status = status.unwrap_or_else(|error| {
+        say(format_args!("{error:#}"));
+        1
+    });
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
 }
 
+/// Whether all passed. What a user types besides the command is never one.
 fn run(args: &[String]) -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "the tests attach loop devices and mount: run as root");
-    let mut runner = Runner::new()?;
-    match args {
-        [] => bail!("usage: cargo test --test runner -- test | full | parts | NAME..."),
-        [word] if word == "test" => runner.test()?,
-        [word, parts @ ..] if word == "full" => runner.full(parts)?,
-        [word] if word == "parts" => runner.parts_of_the_hour()?,
-        names => runner.named(names)?,
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["test"] => Runner::new()?.test(),
+        ["full", ..] => Runner::new()?.full(&args[1..]),
+        ["parts"] => Runner::new()?.parts_of_the_hour(),
+        ["--named", _, ..] => Runner::new()?.named(&args[1..]),
+        _ => bail!("usage: cargo test --test runner -- test | full [PART...] | parts | --named WORD..."),
     }
-    runner.finish()
 }
 
 struct Runner {
     catalogue: Catalogue,
     times: Times,
     pool: Pool,
-    outcomes: Vec<Outcome>,
     began: Instant,
+    _checkout: File,
 }
 
 impl Runner {
     fn new() -> Result<Runner> {
-        let began = Instant::now();
+        let (began, queue) = (Instant::now(), Arc::new(Queue::default()));
+        ending::on_signals(queue.clone())?;
+        ending::with_parent()?;
+        let checkout = locks::checkout()?;
+        let scratch = checkout::scratch();
+        room::sweep(&scratch)?;
         let catalogue = Catalogue::build()?;
-        println!("{:7.1} s  the tests are built", began.elapsed().as_secs_f64());
-        // A test runs it inside of itself.
-        let scratch =
-            std::env::var_os("TEST_DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
+        say(format_args!("{:7.1} s  the tests are built", began.elapsed().as_secs_f64()));
         let logs = scratch.join("logs");
         let _ = fs::remove_dir_all(&logs);
         fs::create_dir_all(&logs)?;
         let cores = std::thread::available_parallelism()?.get();
-        let pool = Pool { scratch, logs, workers: cores + cores.div_ceil(2) };
-        Ok(Runner { catalogue, times: Times::read(), pool, outcomes: Vec::new(), began })
+        let pool = Pool {
+            queue,
+            scratch,
+            logs,
+            workers: cores + cores.div_ceil(2),
+            limit: seconds("TESTS_LIMIT")?,
+            quiet: seconds("TESTS_QUIET")?.unwrap_or(QUIET),
+            keeps_failed: std::env::var_os("KEEP").is_some(),
+        };
+        Ok(Runner { catalogue, times: Times::read(), pool, began, _checkout: checkout })
     }
 
     /// What `make test` runs.
-    fn test(&mut self) -> Result<()> {
+    fn test(self) -> Result<bool> {
+        wants_all_rows()?;
         let mut jobs = self.catalogue.checks();
         jobs.extend(self.catalogue.short_tests());
-        self.run(jobs)
+        self.run(jobs)?;
+        self.finish()
     }
 
     /// Everything that takes long, or the parts of it that are named.
-    fn full(&mut self, names: &[String]) -> Result<()> {
+    fn full(mut self, names: &[String]) -> Result<bool> {
+        wants_all_rows()?;
         let named = names.iter().map(|name| {
             let known = parts::all().iter().map(|part| part.name).collect::<Vec<_>>().join(", ");
             Part::named(name).with_context(|| format!("there is no part {name:?}; the parts are {known}"))
         });
         let named = named.collect::<Result<Vec<_>>>()?;
         let wanted = if names.is_empty() { parts::all().iter().collect() } else { named };
-        wanted.into_iter().try_for_each(|part| self.part(part))
+        wanted.into_iter().try_for_each(|part| self.part(part))?;
+        self.finish()
     }
 
-    /// As many parts as end in time, in an order that changes from run to run.
-    fn parts_of_the_hour(&mut self) -> Result<()> {
+    /// As many parts as end in time, in an order that changes from run to run. The one whose turn it is comes first.
+    fn parts_of_the_hour(mut self) -> Result<bool> {
+        wants_all_rows()?;
         let began: u64 =
-            std::env::var("TESTS_BEGAN").context("TESTS_BEGAN")?.parse().context("TESTS_BEGAN")?;
+            std::env::var("TESTS_BEGAN").ok().and_then(|text| text.parse().ok()).context("TESTS_BEGAN")?;
         let seed = times::next_seed()?;
-        println!("the parts of make test-full, in the order of seed {seed}");
-        for part in parts::in_order_of(seed) {
-            let gone = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().saturating_sub(began);
-            let takes = self.times.seconds(&part.key()).unwrap_or(CI_SECONDS);
-            if gone + takes > CI_SECONDS {
-                println!(
-                    "NOT RUN: {} (it takes {} min, and {} min are over)",
-                    part.name,
-                    takes.div_ceil(60),
-                    gone / 60
-                );
+        say(format_args!("the parts of make test-full, in the order of seed {seed}"));
+        let turn = parts::whose_turn(seed, rest_of_the_hour(began), |part| self.takes(part));
+        let others = parts::in_order_of(seed).filter(|part| Some(*part) != turn);
+        let mut not_run = 0;
+        for part in turn.into_iter().chain(others) {
+            let (takes, rest) = (self.takes(part), rest_of_the_hour(began));
+            if Some(part) == turn || takes <= rest {
+                self.part(part)?;
                 continue;
             }
-            self.part(part)?;
+            let (takes, rest) = (takes.div_ceil(60), rest / 60);
+            say(format_args!("NOT RUN: {} (takes {takes} min, {rest} min of the hour are left)", part.name));
+            not_run += 1;
         }
-        Ok(())
+        if not_run == parts::all().len() {
+            say("NO PART of make test-full was run: none ends within the hour; `make test-full` runs them");
+            return Ok(true);
+        }
+        self.finish()
+    }
+
+    fn takes(&self, part: &Part) -> u64 {
+        self.times.seconds(&part.key()).unwrap_or(HOUR)
     }
 
     fn part(&mut self, part: &Part) -> Result<()> {
-        println!("part {}", part.name);
+        say(format_args!("part {}", part.name));
         let began = Instant::now();
-        let lost = self.catalogue.long_tests().find(|name| parts::of(name).is_none());
-        ensure!(lost.is_none(), "no part has {}", lost.unwrap_or_default());
         let mut jobs = self.catalogue.tests(|test| test.is_long && part.has(&test.name));
         jobs.extend(part.command.map(|argv| Job::command(part.name, argv)));
         ensure!(!jobs.is_empty(), "no test is in the part {}", part.name);
+        let before = self.pool.queue.outcomes().len();
         self.run(jobs)?;
-        self.times.set(&part.key(), began.elapsed());
+        // One that failed may have ended early.
+        if self.pool.queue.outcomes()[before..].iter().all(|outcome| outcome.passed) {
+            self.times.set(&part.key(), began.elapsed());
+        }
         Ok(())
     }
 
-    fn named(&mut self, words: &[String]) -> Result<()> {
-        let jobs = self.catalogue.named(words);
-        ensure!(!jobs.is_empty(), "no test has {} in its name", words.join(" or "));
-        self.run(jobs)
+    fn named(self, words: &[String]) -> Result<bool> {
+        self.run(self.catalogue.named(words)?)?;
+        self.finish()
     }
 
     /// Runs jobs side by side, then those that want the machine for themselves.
-    fn run(&mut self, mut jobs: Vec<Job>) -> Result<()> {
+    fn run(&self, mut jobs: Vec<Job>) -> Result<()> {
         for job in &mut jobs {
-            job.seconds = self.times.seconds(&job.name).unwrap_or(0);
+            job.seconds = self.times.seconds(&job.name);
         }
         let (alone, beside): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(Job::is_alone);
         {
-            let _shared = machine_lock(FlockArg::LockShared)?;
-            self.take(&self.pool.run(beside, tell));
+            let _shared = locks::machine(Want::Shared)?;
+            self.pool.run(beside);
         }
         for job in alone {
-            let _exclusive = machine_lock(FlockArg::LockExclusive)?;
-            self.take(&self.pool.run(vec![job], tell));
+            let _alone = locks::machine(Want::Alone)?;
+            self.pool.run(vec![job]);
         }
         Ok(())
     }
 
-    fn take(&mut self, outcomes: &[Outcome]) {
-        for outcome in outcomes {
+    /// Keeps the times of what passed, and reports. Says whether all passed.
+    fn finish(mut self) -> Result<bool> {
+        for outcome in self.pool.queue.outcomes().iter().filter(|outcome| outcome.passed) {
             self.times.set(&outcome.name, outcome.took);
         }
-        self.outcomes.extend_from_slice(outcomes);
-    }
-
-    /// Prints what failed, what took longest, and the total; whether all passed.
-    fn finish(mut self) -> Result<bool> {
+        let passed = report::end(&self.pool.queue, self.began.elapsed());
         self.times.write()?;
-        self.outcomes.sort_by_key(|outcome| std::cmp::Reverse(outcome.took));
-        println!("\nthe slowest:");
-        self.outcomes.iter().take(20).for_each(tell);
-        let (passed, failed): (Vec<&Outcome>, Vec<&Outcome>) = self.outcomes.iter().partition(|o| o.passed);
-        for outcome in &failed {
-            println!("\n==== {}", outcome.name);
-            println!("{}", String::from_utf8_lossy(&fs::read(&outcome.log)?));
-        }
-        for outcome in &failed {
-            println!("FAILED: {}", outcome.name);
-        }
-        let total: Duration = self.began.elapsed();
-        println!(
-            "\n{} passed, {} failed, in {:.1} min",
-            passed.len(),
-            failed.len(),
-            total.as_secs_f64() / 60.0
-        );
-        Ok(failed.is_empty())
+        Ok(passed)
     }
 }
 
-fn tell(outcome: &Outcome) {
-    let verdict = if outcome.passed { "ok" } else { "FAILED" };
-    println!(
-        "{:7.1} s {:7.1} s  {verdict:6}  {}",
-        outcome.took.as_secs_f64(),
-        outcome.processor,
-        outcome.name
+/// Whoever wants a few rows of one table does not want all tests.
+fn wants_all_rows() -> Result<()> {
+    ensure!(
+        std::env::var_os("FAULT").is_none(),
+        "FAULT names rows of a table: make test TESTS=faults::table"
     );
+    Ok(())
 }
 
-/// Tests that can run beside others share the lock, also with those of another checkout; one that wants the machine for
-/// itself waits until it has it alone.
-fn machine_lock(kind: FlockArg) -> Result<Flock<File>> {
-    let path = PathBuf::from(MACHINE_LOCK);
-    let file =
-        File::options().create(true).append(true).open(&path).with_context(|| path.display().to_string())?;
-    Flock::lock(file, kind).map_err(|(_, error)| error).context("locking the machine for tests")
+fn rest_of_the_hour(began: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    HOUR.saturating_sub(now.saturating_sub(began))
+}
+
+/// A time that the environment sets, for the tests of this program.
+fn seconds(name: &str) -> Result<Option<Duration>> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    let seconds = text.parse().with_context(|| format!("{name} is {text:?}, and no number of seconds"))?;
+    Ok(Some(Duration::from_secs(seconds)))
 }

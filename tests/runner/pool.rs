@@ -1,192 +1,189 @@
 //! Runs jobs, several at a time, and keeps what they print.
 
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::inside::{PROCESSOR, loop_devices};
+use crate::inside::{MARK, PROCESSOR};
+use crate::job::{Job, Outcome};
+use crate::loops::KERNEL_TIMEOUT;
+use crate::queue::Queue;
+use crate::room::Room;
+use crate::{ending, processes, report};
 
-/// Something to run, and what must have succeeded before.
-#[derive(Debug, Clone)]
-pub struct Job {
-    pub name: String,
-    pub argv: Vec<String>,
-    /// A test gets namespaces and a directory of its own.
-    pub is_test: bool,
-    /// Names of other jobs.
-    pub after: Vec<String>,
-    /// The longest job starts first: whole seconds, of an earlier run.
-    pub seconds: u64,
-}
-
-impl Job {
-    /// A test beside which no other one may run.
-    pub fn is_alone(&self) -> bool {
-        self.name.contains("::alone::")
-    }
-}
-
-/// How a job ended.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    pub name: String,
-    pub took: Duration,
-    /// Seconds of processor time that its processes took.
-    pub processor: f64,
-    pub passed: bool,
-    /// What it printed.
-    pub log: PathBuf,
-}
-
-/// A job that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Namespaces of each job. What was mounted outside can be unmounted there meanwhile.
+const NAMESPACES: [&str; 6] = ["--pid", "--mount", "--propagation", "slave", "--fork", "--kill-child"];
 
 pub struct Pool {
+    pub queue: Arc<Queue>,
     /// A new directory for each test is made here.
     pub scratch: PathBuf,
     pub logs: PathBuf,
     pub workers: usize,
-}
-
-struct State {
-    waiting: Vec<Job>,
-    /// Those that wait and those that run.
-    not_over: BTreeSet<String>,
-    outcomes: Vec<Outcome>,
+    /// A limit for every job, in the place of its own.
+    pub limit: Option<Duration>,
+    /// When no job ends for so long, one line says what is running.
+    pub quiet: Duration,
+    /// The directory of a test that failed stays until the next run.
+    pub keeps_failed: bool,
 }
 
 impl Pool {
-    /// Runs all jobs to their ends, those that others wait for first, and tells of each when it is over.
-    pub fn run(&self, mut jobs: Vec<Job>, tell: impl Fn(&Outcome) + Sync) -> Vec<Outcome> {
-        let wanted: BTreeSet<String> = jobs.iter().flat_map(|job| job.after.clone()).collect();
-        jobs.sort_by_key(|job| (!wanted.contains(&job.name), Reverse(job.seconds), job.name.clone()));
-        let not_over = jobs.iter().map(|job| job.name.clone()).collect();
-        let state = Mutex::new(State { waiting: jobs, not_over, outcomes: Vec::new() });
-        let changed = Condvar::new();
+    /// Runs jobs to their ends, those that others wait for first, and tells of each when it is over.
+    pub fn run(&self, jobs: Vec<Job>) {
+        self.queue.add(jobs);
         // The threads live as long as the jobs that they start: a parent-death signal is bound to the thread.
         std::thread::scope(|scope| {
-            for _ in 0..self.workers {
-                scope.spawn(|| {
-                    while let Some(job) = next(&state, &changed) {
-                        let outcome = self.run_one(&job);
-                        tell(&outcome);
-                        let mut state = state.lock().unwrap();
-                        state.not_over.remove(&outcome.name);
-                        state.outcomes.push(outcome);
-                        changed.notify_all();
-                    }
-                });
-            }
+            scope.spawn(|| self.queue.watch(self.quiet, report::running));
+            let workers: Vec<_> = (0..self.workers).map(|_| scope.spawn(|| self.work())).collect();
+            // The queue knows which ones panicked.
+            workers.into_iter().for_each(|worker| drop(worker.join()));
         });
-        state.into_inner().unwrap().outcomes
+    }
+
+    fn work(&self) {
+        while let Some(turn) = self.queue.next() {
+            let outcome = self.run_one(&turn.job);
+            turn.end(outcome.clone());
+            report::outcome(&outcome);
+        }
     }
 
     fn run_one(&self, job: &Job) -> Outcome {
         let start = Instant::now();
-        let log = self.logs.join(format!("{}.log", job.name.replace([':', ' ', '/'], "-")));
-        let passed = match self.start(job, &log) {
-            Ok((child, dir)) => {
-                let passed = wait(child, &log).success();
-                dir.is_none_or(|dir| self.clear(&dir, &log)) && passed
-            }
-            Err(error) => {
-                append(&log, &format!("{}: {error}\n", job.argv[0]));
-                false
-            }
-        };
-        let processor = processor_seconds(&log).unwrap_or_default();
-        Outcome { name: job.name.clone(), took: start.elapsed(), processor, passed, log }
+        let log = Log(self.logs.join(format!("{}.log", job.name.replace([':', ' ', '/'], "-"))));
+        let passed = self.attempt(job, &log).unwrap_or_else(|error| {
+            log.add(format_args!("{}: {error}", job.argv[0]));
+            false
+        });
+        let processor = log.processor_seconds().unwrap_or_default();
+        Outcome { name: job.name.clone(), took: start.elapsed(), processor, passed, log: Some(log.0) }
     }
 
-    fn start(&self, job: &Job, log: &Path) -> std::io::Result<(Child, Option<PathBuf>)> {
-        let output = File::create(log)?;
-        let (mut command, dir) = if job.is_test {
-            let dir = tempfile::Builder::new().prefix("t").tempdir_in(&self.scratch)?.keep();
-            let mut command = Command::new("unshare");
-            command.args(["--pid", "--mount", "--fork", "--kill-child"]).arg(std::env::current_exe()?);
-            command.arg("inside").arg(&dir).args(&job.argv);
-            (command, Some(dir))
-        } else {
-            let mut command = Command::new(&job.argv[0]);
-            command.args(&job.argv[1..]);
-            (command, None)
-        };
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // SAFETY: prctl is async-signal-safe.
-        #[allow(unsafe_code, reason = "no job outlives the runner")]
-        unsafe {
-            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+    /// Whether the job passed and its directory could be removed.
+    fn attempt(&self, job: &Job, log: &Log) -> io::Result<bool> {
+        let output = log.begin()?;
+        if !job.is_test {
+            let child = ending::with_us(&mut command(job, output)?).spawn()?;
+            return Ok(wait(child, self.limit_of(job), log)?.success());
         }
-        Ok((command.spawn()?, dir))
+        let room = Room::new(&self.scratch)?;
+        let child = ending::with_us(&mut test(job, &room, output)?).spawn()?;
+        let mut passed = wait(child, self.limit_of(job), log)?.success();
+        if passed && !log.says_passed() {
+            log.add("it ended with status 0, but libtest did not say that a test passed");
+            passed = false;
+        }
+        Ok(self.clear(&room, passed, log)? && passed)
     }
 
-    /// Removes a test's directory, and what of it the kernel still holds; whether nothing of it was held.
-    fn clear(&self, dir: &Path, log: &Path) -> bool {
-        let mut clean = true;
-        for (name, file) in loop_devices(dir) {
-            append(log, &format!("left behind: loop device {name} over {file}\n"));
-            let _ = Command::new("losetup").args(["--detach", &format!("/dev/{name}")]).status();
-            clean = false;
+    fn limit_of(&self, job: &Job) -> Duration {
+        self.limit.unwrap_or_else(|| job.limit())
+    }
+
+    /// Removes a test's directory, and what of it the kernel still holds. Says whether nothing was held.
+    fn clear(&self, room: &Room, passed: bool, log: &Log) -> io::Result<bool> {
+        let held = room.let_go();
+        held.iter().for_each(|line| log.add(line));
+        if self.keeps_failed && !(passed && held.is_empty()) {
+            log.add(format_args!("kept until the next run: {}", room.dir.display()));
+            return Ok(held.is_empty());
         }
-        // chattr's flags keep even root from removing a file.
-        if fs::remove_dir_all(dir).is_err() {
-            let _ = Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(dir).status();
-            if let Err(error) = fs::remove_dir_all(dir) {
-                append(log, &format!("removing {}: {error}\n", dir.display()));
-                clean = false;
-            }
-        }
-        clean
+        room.remove()?;
+        Ok(held.is_empty())
     }
 }
 
-/// The next job that can start; none when all have started.
-fn next(state: &Mutex<State>, changed: &Condvar) -> Option<Job> {
-    let mut state = state.lock().unwrap();
-    loop {
-        if state.waiting.is_empty() {
-            return None;
-        }
-        let ready = |job: &Job| !job.after.iter().any(|name| state.not_over.contains(name));
-        if let Some(at) = state.waiting.iter().position(ready) {
-            return Some(state.waiting.remove(at));
-        }
-        state = changed.wait(state).unwrap();
-    }
+/// A job that is no test, with nothing of its own but its processes.
+fn command(job: &Job, output: File) -> io::Result<Command> {
+    let mut command = in_namespaces(output)?;
+    command.arg("--mount-proc").args(&job.argv).stdin(Stdio::null());
+    Ok(command)
 }
 
-fn wait(mut child: Child, log: &Path) -> ExitStatus {
+fn test(job: &Job, room: &Room, output: File) -> io::Result<Command> {
+    let mut command = in_namespaces(output)?;
+    command.arg(std::env::current_exe()?).arg("inside").arg(&room.dir).args(&job.argv);
+    command.env(MARK, "1").stdin(File::open("/proc/self/mountinfo")?);
+    Ok(command)
+}
+
+/// A terminal's signals reach the runner alone, which ends the rest.
+fn in_namespaces(output: File) -> io::Result<Command> {
+    let mut command = Command::new("unshare");
+    command.args(NAMESPACES).process_group(0).stdout(output.try_clone()?).stderr(output);
+    Ok(command)
+}
+
+/// Waits for a job. Ends it at the limit, and says which processes were there.
+fn wait(mut child: Child, limit: Duration, log: &Log) -> io::Result<ExitStatus> {
+    if let Some(status) = wait_for(&mut child, limit)? {
+        return Ok(status);
+    }
+    log.add(format_args!("it does not end within {} s; these processes were there:", limit.as_secs()));
+    let processes = processes::below(child.id() as i32);
+    processes.iter().for_each(|process| log.add(process));
+    // unshare ends after the first process of its namespaces, and that one after all others in them.
+    for first in processes.iter().filter(|process| process.parent == child.id() as i32) {
+        let _ = kill(Pid::from_raw(first.pid), Signal::SIGKILL);
+    }
+    if let Some(status) = wait_for(&mut child, KERNEL_TIMEOUT)? {
+        return Ok(status);
+    }
+    child.kill()?;
+    child.wait()
+}
+
+fn wait_for(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("waiting for a job") {
-            return status;
-        }
-        if start.elapsed() > LIMIT {
-            append(log, &format!("it does not end within {LIMIT:?}\n"));
-            let _ = child.kill();
-            return child.wait().expect("waiting for a job");
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    Ok(None)
 }
 
-/// What the first process of the test's namespaces wrote into the log.
-fn processor_seconds(log: &Path) -> Option<f64> {
-    let text = fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    text.lines().rev().find_map(|line| line.strip_prefix(PROCESSOR)?.strip_suffix(" s")?.parse().ok())
-}
+/// What a job prints.
+struct Log(PathBuf);
 
-fn append(log: &Path, text: &str) {
-    use std::io::Write;
-    let file = File::options().create(true).append(true).open(log);
-    let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
+impl Log {
+    /// An empty one. Each writer adds to its end.
+    fn begin(&self) -> io::Result<File> {
+        let file = File::options().create(true).append(true).open(&self.0)?;
+        file.set_len(0)?;
+        Ok(file)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).into_owned()
+    }
+
+    fn add(&self, line: impl Display) {
+        let file = File::options().create(true).append(true).open(&self.0);
+        let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+    }
+
+    /// What the first process of the test's namespaces wrote.
+    fn processor_seconds(&self) -> Option<f64> {
+        let text = self.text();
+        text.lines().rev().find_map(|line| line.strip_prefix(PROCESSOR)?.strip_suffix(" s")?.parse().ok())
+    }
+
+    /// A process can end with status 0 without having run its test to the end.
+    fn says_passed(&self) -> bool {
+        let text = self.text();
+        let result = text.lines().rev().find_map(|line| line.strip_prefix("test result: "));
+        let passed = result.and_then(|result| result.strip_prefix("ok. ")?.split(' ').next()?.parse().ok());
+        passed.is_some_and(|count: usize| count > 0)
+    }
 }

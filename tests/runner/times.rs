@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+
+use crate::checkout::{self, project, target};
 
 /// What a fresh checkout knows. `UPDATE_TIMES=1` writes what took three seconds or more.
 const RECORDED: &str = "tests/runner/times";
@@ -39,7 +41,7 @@ impl Times {
 
     /// For the next run; not where a test runs this program inside of itself.
     pub fn write(&self) -> Result<()> {
-        if std::env::var_os("TEST_DIR").is_some() {
+        if checkout::is_inside_a_test() {
             return Ok(());
         }
         fs::write(last(), self.text(0))?;
@@ -55,27 +57,27 @@ impl Times {
     }
 }
 
-fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn last() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../test-times")
+    target().join("test-times")
 }
 
-/// One more than the last run's in this checkout; the first run takes the number of its commit, so that the runs of fresh
+/// One more than the last run's in this checkout. The first run takes a number from its commit, so that the runs of fresh
 /// checkouts differ, too.
 pub fn next_seed() -> Result<u64> {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../test-seed");
+    let file = target().join("test-seed");
     let last = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let seed = match last {
-        Some(last) => last + 1,
-        None => {
-            let count =
-                Command::new("git").args(["rev-list", "--count", "HEAD"]).current_dir(project()).output()?;
-            String::from_utf8_lossy(&count.stdout).trim().parse().context("git rev-list --count")?
-        }
-    };
+    let seed = last.map(|last| last.wrapping_add(1)).or_else(of_the_commit).unwrap_or_else(of_the_clock);
     fs::write(file, format!("{seed}\n"))?;
     Ok(seed)
+}
+
+/// From the commit's hash, which a shallow clone has as well.
+fn of_the_commit() -> Option<u64> {
+    let said = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(project()).output().ok()?;
+    let hash = String::from_utf8(said.stdout).ok()?;
+    u64::from_str_radix(hash.get(..8)?, 16).ok()
+}
+
+fn of_the_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

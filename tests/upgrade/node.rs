@@ -140,7 +140,7 @@ impl Node {
 
     /// The kernel lets go of a loop device's backing shortly after the last close.
     pub fn detached(&self, disk: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + crate::common::KERNEL_TIMEOUT;
         loop {
             let attached = loops_over(&self.path(disk))?;
             if attached.is_empty() {
