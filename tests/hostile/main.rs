@@ -7,3 +7,4 @@ mod common;
 mod disks;
 mod dumps;
 mod guests;
+mod work;
