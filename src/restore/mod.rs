@@ -44,7 +44,8 @@ pub struct DiskRestore<'a> {
 impl DiskRestore<'_> {
     /// Restores an archive of ours.
     pub fn archive(self, source: &mut dyn Read) -> Result<()> {
-        let mut image = Image::open(source, &signals::check)?;
+        let budget = Budget::of_stream(self.disk.size_bytes);
+        let mut image = Image::open(source, &budget)?;
         let facts = &image.manifest.disk;
         self.refuse_smaller(facts.size_bytes)?;
         let parts =
