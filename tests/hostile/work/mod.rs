@@ -4,6 +4,7 @@
 mod btrfs;
 mod disks;
 mod ext;
+mod images;
 mod xfs;
 
 use std::cell::Cell;
