@@ -9,8 +9,8 @@ use ganeti_instance_debootstrap::disk::Medium;
 use ganeti_instance_debootstrap::filesystem::PartitionStyle;
 use ganeti_instance_debootstrap::plan::{DiskFacts, Inputs, Plan, TreeSource};
 use ganeti_instance_debootstrap::request::{Api5Flags, Env, Instance, Request, Task, Verb};
-use ganeti_instance_debootstrap::settings::{Settings, show};
 use ganeti_instance_debootstrap::settings::table::KEYS;
+use ganeti_instance_debootstrap::settings::{Settings, show};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

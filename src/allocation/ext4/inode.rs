@@ -51,8 +51,9 @@ pub fn journal_runs(region: &Region<'_>, superblock: &Superblock) -> Parsed<Vec<
     if le16(&bytes, 0x0) & TYPE_MASK != REGULAR || le16(&bytes, 0x1a) == 0 || flags & INLINE_DATA != 0 {
         return give_up("the journal's inode is none of a file");
     }
-    if wanted == 0 || wanted > BLOCKS_MAX.min(superblock.blocks) {
-        return give_up(format!("its journal has {wanted} blocks; up to {BLOCKS_MAX} are read"));
+    let most = BLOCKS_MAX.min(superblock.blocks);
+    if wanted == 0 || wanted > most {
+        return give_up(format!("its journal has {wanted} blocks; up to {most} are read"));
     }
     let mut reader = Reader {
         region,
