@@ -6,11 +6,14 @@ use std::io::Cursor;
 
 use ganeti_instance_debootstrap::backup::disk_archive::Image;
 use ganeti_instance_debootstrap::backup::{self, Source};
+use ganeti_instance_debootstrap::reader::Budget;
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK_BYTES: usize = 512;
 const CHECKSUM_AT: usize = 148;
 const MAGIC_AT: usize = 257;
+/// Of the disk that it would come on.
+const DISK_BYTES: u64 = 64 << 20;
 
 fuzz_target!(|input: &[u8]| {
     let mut stream = input.to_vec();
@@ -25,7 +28,8 @@ fuzz_target!(|input: &[u8]| {
         Ok(_) => return,
         Err(refusal) => return assert!(!format!("{refusal:#}").is_empty()),
     };
-    let Ok(mut image) = Image::open(&mut source, &|| Ok(())) else { return };
+    let budget = Budget::of_stream(DISK_BYTES);
+    let Ok(mut image) = Image::open(&mut source, &budget) else { return };
     let size = image.manifest.disk.size_bytes;
     let runs: Vec<(u64, u64)> = image.runs().collect();
     let mut end = 0;
@@ -54,6 +58,8 @@ fuzz_target!(|input: &[u8]| {
     if read.is_ok() {
         let _ = image.finish();
     }
+    let (spent, limit) = (budget.spent(), budget.limit());
+    assert!(spent.bytes <= limit.bytes && spent.records <= limit.records, "{spent:?} of {limit:?}");
 });
 
 fn make_checksum_right(header: &mut [u8]) {

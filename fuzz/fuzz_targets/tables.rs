@@ -3,58 +3,30 @@
 //! endian; all others are zero.
 #![no_main]
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::io;
+#[path = "../shared/sparse.rs"]
+mod sparse;
 
 use ganeti_instance_debootstrap::partition_table;
 use ganeti_instance_debootstrap::probe::probe;
-use ganeti_instance_debootstrap::reader::{ReadAt, Region};
+use ganeti_instance_debootstrap::reader::{Budget, Region};
 use libfuzzer_sys::fuzz_target;
+use sparse::{SECTOR, Sparse};
 
-const SECTOR: u64 = 512;
 const SIZES: [u64; 8] = [0, 512, 1 << 16, 1 << 20, (1 << 30) + 512, 3 << 30, 3 << 40, 1 << 62];
-
-/// A disk of which a few sectors are not zero.
-struct Sparse {
-    size_bytes: u64,
-    sectors: BTreeMap<u64, [u8; SECTOR as usize]>,
-    read_bytes: Cell<u64>,
-}
-
-impl ReadAt for Sparse {
-    fn read_into(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let length = buffer.len() as u64;
-        self.read_bytes.set(self.read_bytes.get() + length);
-        let end = offset.checked_add(length).filter(|end| *end <= self.size_bytes);
-        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
-        buffer.fill(0);
-        for (number, bytes) in self.sectors.range(offset / SECTOR..end.div_ceil(SECTOR)) {
-            let start = number * SECTOR;
-            let (from, to) = (start.max(offset), (start + SECTOR).min(end));
-            buffer[(from - offset) as usize..(to - offset) as usize]
-                .copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
-        }
-        Ok(())
-    }
-}
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, records)) = input.split_first() else { return };
-    let sectors = records.chunks_exact(4 + SECTOR as usize).map(|record| {
-        let number = u32::from_le_bytes([record[0], record[1], record[2], record[3]]);
-        (u64::from(number), record[4..].try_into().expect("a sector"))
-    });
     let size_bytes = SIZES[usize::from(choice & 7)];
-    let mut disk = Sparse { size_bytes, sectors: sectors.collect(), read_bytes: Cell::new(0) };
+    let mut disk = Sparse::of(size_bytes, records);
     if choice & 8 != 0 {
         for header in [1, 8] {
             make_checksums_right(&mut disk, header);
         }
     }
 
+    let budget = Budget::of_disk(size_bytes);
     let mut parts = vec![(0, size_bytes)];
-    match partition_table::read(&Region::new(&disk, 0, size_bytes)) {
+    match partition_table::read(&Region::new(&disk, &budget, 0, size_bytes)) {
         Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
         Ok(None) => {}
         Ok(Some(table)) => {
@@ -72,12 +44,12 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     for (start_bytes, size_bytes) in parts {
-        match probe(&Region::new(&disk, start_bytes, size_bytes)) {
+        match probe(&Region::new(&disk, &budget, start_bytes, size_bytes)) {
             Ok(content) => assert!(content.to_string().is_ascii()),
             Err(refusal) => assert!(!format!("{refusal:#}").is_empty()),
         }
     }
-    assert!(disk.read_bytes.get() < 1 << 30, "{} bytes were read", disk.read_bytes.get());
+    disk.assert_within(&budget);
 });
 
 /// Nobody finds a CRC by chance: those of the entries, then that of the header at a sector.
@@ -91,8 +63,7 @@ fn make_checksums_right(disk: &mut Sparse, header_sector: u64) {
     let bytes = u64::from(number(&header, 80)) * u64::from(number(&header, 84));
     if bytes <= 1 << 20 {
         let lba = u64::from(number(&header, 72));
-        let mut entries = vec![0; bytes as usize];
-        if disk.read_into(&mut entries, lba * SECTOR * header_sector).is_ok() {
+        if let Some(entries) = disk.bytes(lba * SECTOR * header_sector, bytes as usize) {
             header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
         }
     }

@@ -40,6 +40,11 @@ impl AllocationMap {
         self.size_bytes
     }
 
+    /// Where the granule ends that a byte is in.
+    pub fn granule_end(&self, at: u64) -> u64 {
+        (at / self.granule_bytes + 1).saturating_mul(self.granule_bytes)
+    }
+
     /// `length_bytes` at `start_bytes` are in use; what lies beyond the end is nothing.
     pub fn mark(&mut self, start_bytes: u64, length_bytes: u64) {
         let end = start_bytes.saturating_add(length_bytes).min(self.size_bytes);

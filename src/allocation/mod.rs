@@ -26,12 +26,12 @@ pub enum Usage {
 }
 
 impl Usage {
-    /// What a reader's answer means. An error only if the disk cannot be read.
+    /// What a reader's answer means. An error only if the disk cannot be read, or a signal was caught.
     pub fn of(map: Parsed<AllocationMap>) -> Result<Usage> {
         match map {
             Ok(map) => Ok(Usage::Part(map)),
             Err(GiveUp::NotUnderstood(reason)) => Ok(Usage::Whole(reason)),
-            Err(GiveUp::Unreadable(error)) => Err(error),
+            Err(GiveUp::Failed(error)) => Err(error),
         }
     }
 }

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::{AllocationMap, Usage, usage};
 use crate::disk::{Disk, Medium};
 use crate::probe::Part;
+use crate::reader::{Budget, GiveUp, Work};
 
 /// What is in use on a disk.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct DiskUse {
     pub zero: AllocationMap,
     /// Of each part: why all of it is in use.
     pub whole: Vec<Option<String>>,
+    /// What it took to find out.
+    pub work: Work,
 }
 
 /// Looks at a disk that holds `parts`; no map has more than `runs_max` runs.
@@ -27,9 +30,12 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
     // What no partition covers is not known, and travels.
     let mut used = AllocationMap::full(disk.size_bytes);
     let mut whole = Vec::new();
+    let budget = Budget::of_disk(disk.size_bytes);
     for part in parts {
-        let of_part = usage(&disk.region().part(part.start_bytes, part.size_bytes), &part.content)
-            .with_context(|| format!("finding out what is in use in {part}"))?;
+        let share = budget.part(part.size_bytes);
+        let region = disk.region(&share).part(part.start_bytes, part.size_bytes);
+        let of_part =
+            usage(&region, &part.content).with_context(|| format!("finding out what is in use in {part}"))?;
         whole.push(match of_part {
             Usage::Whole(reason) => Some(reason),
             Usage::Part(map) => {
@@ -43,21 +49,26 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
     }
     let mut data = used.clone();
     if disk.medium == Medium::File {
-        clear_holes(&disk.file, &mut data)?;
+        clear_holes(&disk.file, &budget, &mut data)?;
     }
     let data = data.with_at_most(runs_max);
     let mut zero = used;
     for run in data.extents() {
         zero.clear(run.start, run.end - run.start);
     }
-    Ok(DiskUse { data, zero: zero.with_at_most(runs_max), whole })
+    Ok(DiskUse { data, zero: zero.with_at_most(runs_max), whole, work: budget.spent() })
 }
 
-/// What was never written to a file reads as zeros.
-fn clear_holes(file: &File, map: &mut AllocationMap) -> Result<()> {
+/// What was never written to a file reads as zeros. Beyond the budget holes are data.
+fn clear_holes(file: &File, budget: &Budget<'_>, map: &mut AllocationMap) -> Result<()> {
     let size = map.size_bytes();
     let mut at = 0;
     while at < size {
+        match budget.look_at(1) {
+            Ok(()) => {}
+            Err(GiveUp::NotUnderstood(_)) => return Ok(()),
+            Err(GiveUp::Failed(error)) => return Err(error),
+        }
         let context = "looking for holes in the disk's file";
         let data = match seek(file, SeekFrom::Data(at)) {
             Ok(data) => data.min(size),
@@ -69,7 +80,9 @@ fn clear_holes(file: &File, map: &mut AllocationMap) -> Result<()> {
         if data == size {
             break;
         }
-        at = seek(file, SeekFrom::Hole(data)).context(context)?.max(data + 1);
+        // No hole that begins before the end of the granule clears anything there: a file of small holes has many.
+        let hole = seek(file, SeekFrom::Hole(data)).context(context)?;
+        at = hole.max(map.granule_end(data));
     }
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::io::{self, BufReader, Cursor, Read};
 
 use anyhow::{Context, Result};
 
+use crate::sys::signals;
+
 /// What is read at once.
 const BUFFER_BYTES: usize = 128 * 1024;
 
@@ -28,7 +30,7 @@ const XZ: &[u8] = b"\xfd7zXZ\0";
 /// above 32 MiB.
 pub fn plain(mut input: Box<dyn Read>) -> Result<Box<dyn Read>> {
     let first = peek(&mut input, XZ.len()).context("reading the start of the backup")?;
-    let all = Cursor::new(first.clone()).chain(input);
+    let all = Cursor::new(first.clone()).chain(Heeding(input));
     let buffered = |all| BufReader::with_capacity(BUFFER_BYTES, all);
     Ok(if first.starts_with(GZIP) {
         Box::new(Explained { decoder: flate2::bufread::MultiGzDecoder::new(buffered(all)), format: "gzip" })
@@ -51,6 +53,16 @@ pub(super) fn peek(input: &mut dyn Read, length: usize) -> io::Result<Vec<u8>> {
     let mut first = Vec::new();
     input.take(length as u64).read_to_end(&mut first)?;
     Ok(first)
+}
+
+/// Ends at a signal: a decoder reads on for as long as what comes unpacks to nothing.
+struct Heeding<R>(R);
+
+impl<R: Read> Read for Heeding<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        signals::check().map_err(io::Error::other)?;
+        self.0.read(buffer)
+    }
 }
 
 /// Adds to the errors of a decoder what they are about.

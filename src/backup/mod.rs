@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result, anyhow};
 
 use crate::probe;
-use crate::reader::Region;
+use crate::reader::{Budget, Region};
 use crate::report::WithHint;
 
 /// How much of a stream [`kind_of()`] wants to see: the superblock of btrfs lies at 64 KiB.
@@ -109,7 +109,8 @@ pub fn kind_of(first_bytes: &[u8]) -> Result<Kind> {
         return Err(anyhow!("the backup is {what}, which is not accepted")).hint(*remedy);
     }
     let boot_sector = first_bytes.get(510..512) == Some(&[0x55, 0xaa]);
-    let start = Region::new(&first_bytes, 0, first_bytes.len() as u64);
+    let (size_bytes, budget) = (first_bytes.len() as u64, Budget::unlimited());
+    let start = Region::new(&first_bytes, &budget, 0, size_bytes);
     if boot_sector || probe::probe(&start)? != probe::Content::Unknown {
         return Ok(Kind::Raw);
     }

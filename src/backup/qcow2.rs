@@ -3,10 +3,12 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
+use flate2::{Decompress, FlushDecompress};
+use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
 
 use super::compressed::WINDOW_LOG_MAX;
 use crate::reader::ReadAt;
@@ -26,6 +28,8 @@ const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const SECTOR_BYTES: u64 = 512;
+/// Fewer zeros are data: what they are written to is asked for each run of zeros.
+const FEW_ZEROS_BYTES: u64 = 64 << 10;
 /// Incompatible features that only say how well it was closed or packed: dirty, compression type.
 const FEATURES_HARMLESS: u64 = 1 | 1 << 3;
 /// Those that are refused, by their bits.
@@ -43,8 +47,12 @@ pub struct Qcow2<'a> {
     size_bytes: u64,
     l1_at: u64,
     compression: Compression,
+    inflate: RefCell<Decompress>,
+    zstd: RefCell<zstd::stream::raw::Decoder<'static>>,
     /// The L2 table that was read last, by its index.
     l2: RefCell<(Option<u64>, Vec<u8>)>,
+    /// The same of the cluster of which a part was read last: the next one is mostly of the same.
+    last: RefCell<(Option<u64>, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +71,15 @@ enum Cluster {
 /// Some of the disk's bytes.
 pub enum Piece<'p> {
     Data(&'p [u8]),
-    /// So many zeros.
+    /// So many zeros, 64 KiB at least.
     Zeros(u64),
+}
+
+impl Piece<'_> {
+    fn zeros(length: u64) -> Piece<'static> {
+        static ZEROS: [u8; FEW_ZEROS_BYTES as usize] = [0; FEW_ZEROS_BYTES as usize];
+        if length < FEW_ZEROS_BYTES { Piece::Data(&ZEROS[..length as usize]) } else { Piece::Zeros(length) }
+    }
 }
 
 impl<'a> Qcow2<'a> {
@@ -107,6 +122,9 @@ impl<'a> Qcow2<'a> {
             "the qcow2 image has too small clusters for its size; `qemu-img convert` makes one with larger ones"
         );
         ensure!(u64::from(u32_at(36)) >= l1_needed, "the qcow2 image has too small a table for its size");
+        let mut zstd = zstd::stream::raw::Decoder::new().context("preparing to unpack zstd")?;
+        zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+            .context("limiting the memory of zstd")?;
         Ok(Qcow2 {
             file,
             version,
@@ -114,7 +132,10 @@ impl<'a> Qcow2<'a> {
             size_bytes,
             l1_at: u64_at(40),
             compression,
+            inflate: RefCell::new(Decompress::new(false)),
+            zstd: RefCell::new(zstd),
             l2: RefCell::new((None, Vec::new())),
+            last: RefCell::new((None, Vec::new())),
         })
     }
 
@@ -142,7 +163,7 @@ impl<'a> Qcow2<'a> {
                 }
                 cluster => {
                     if let Some(from) = zeros_from.take() {
-                        take(from, Piece::Zeros(at - from))?;
+                        take(from, Piece::zeros(at - from))?;
                     }
                     self.read_cluster(&cluster, &mut buffer)
                         .with_context(|| format!("reading the qcow2 image's byte {at}"))?;
@@ -152,7 +173,7 @@ impl<'a> Qcow2<'a> {
             at += length;
         }
         match zeros_from {
-            Some(from) => take(from, Piece::Zeros(at - from)),
+            Some(from) => take(from, Piece::zeros(at - from)),
             None => Ok(()),
         }
     }
@@ -213,15 +234,43 @@ impl<'a> Qcow2<'a> {
                 let mut packed = vec![0; length];
                 let read = read_up_to(self.file, &mut packed, at)?;
                 match self.compression {
-                    Compression::Deflate => {
-                        flate2::read::DeflateDecoder::new(&packed[..read]).read_exact(buffer)?;
-                    }
-                    Compression::Zstd => {
-                        let mut decoder = zstd::Decoder::with_buffer(&packed[..read])?.single_frame();
-                        decoder.window_log_max(WINDOW_LOG_MAX)?;
-                        decoder.read_exact(buffer)?;
-                    }
+                    Compression::Deflate => self.inflate(&packed[..read], buffer)?,
+                    Compression::Zstd => self.decompress_zstd(&packed[..read], buffer)?,
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills a buffer from the start of a deflated stream, by the one decoder that there is: to make one costs more than a
+    /// small cluster.
+    fn inflate(&self, packed: &[u8], buffer: &mut [u8]) -> io::Result<()> {
+        let mut inflate = self.inflate.borrow_mut();
+        inflate.reset(false);
+        let (mut taken, mut filled) = (0, 0);
+        while filled < buffer.len() {
+            let before = (taken, filled);
+            inflate.decompress(&packed[taken..], &mut buffer[filled..], FlushDecompress::None)?;
+            (taken, filled) = (inflate.total_in() as usize, inflate.total_out() as usize);
+            if before == (taken, filled) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same from the start of a frame of zstd.
+    fn decompress_zstd(&self, packed: &[u8], buffer: &mut [u8]) -> io::Result<()> {
+        let mut zstd = self.zstd.borrow_mut();
+        zstd.reinit()?;
+        let length = buffer.len();
+        let (mut input, mut output) = (InBuffer::around(packed), OutBuffer::around(buffer));
+        while output.pos() < length {
+            let before = (input.pos(), output.pos());
+            let is_over = zstd.run(&mut input, &mut output)? == 0;
+            let stands_still = before == (input.pos(), output.pos());
+            if output.pos() < length && (is_over || stands_still) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(())
@@ -235,15 +284,21 @@ impl ReadAt for Qcow2<'_> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let cluster_bytes = 1usize << self.cluster_bits;
-        let mut whole = vec![0; cluster_bytes];
+        let mut last = self.last.borrow_mut();
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
             let within = at as usize & (cluster_bytes - 1);
             let count = (cluster_bytes - within).min(buffer.len() - done);
-            let cluster = self.cluster(at >> self.cluster_bits).map_err(io::Error::other)?;
-            self.read_cluster(&cluster, &mut whole)?;
-            buffer[done..done + count].copy_from_slice(&whole[within..within + count]);
+            let index = at >> self.cluster_bits;
+            if last.0 != Some(index) {
+                let cluster = self.cluster(index).map_err(io::Error::other)?;
+                last.0 = None;
+                last.1.resize(cluster_bytes, 0);
+                self.read_cluster(&cluster, &mut last.1)?;
+                last.0 = Some(index);
+            }
+            buffer[done..done + count].copy_from_slice(&last.1[within..within + count]);
             done += count;
         }
         Ok(())

@@ -10,7 +10,7 @@ use rustix::fs::{OFlags, major, minor};
 use rustix::io::Errno;
 
 use crate::probe::{self, Survey};
-use crate::reader::Region;
+use crate::reader::{Budget, Region};
 use crate::report::WithHint;
 use crate::sys::{self, lock, signals};
 
@@ -72,16 +72,20 @@ impl Disk {
     }
 
     /// All its bytes, for a reader of what somebody else wrote.
-    pub fn region(&self) -> Region<'_> {
-        Region::new(&self.file, 0, self.size_bytes)
+    pub fn region<'a>(&'a self, budget: &'a Budget<'a>) -> Region<'a> {
+        Region::new(&self.file, budget, 0, self.size_bytes)
     }
 
     /// What is on it, in the order of the partitions' numbers. An error where its table is damaged.
     pub fn survey(&self) -> Result<Survey> {
         // What is read here must be what a direct-I/O loop device will see.
         self.flush_path_cache()?;
-        probe::survey(&self.region())
-            .with_context(|| format!("looking at what is on {}", self.path.display()))
+        self.survey_cached().with_context(|| format!("looking at what is on {}", self.path.display()))
+    }
+
+    /// The same without writing out and forgetting what the page cache of its path holds.
+    pub fn survey_cached(&self) -> Result<Survey> {
+        probe::survey(&self.region(&Budget::of_disk(self.size_bytes)))
     }
 
     /// Opens for reading alone, also where a running instance has the disk; refused only while somebody installs on it.

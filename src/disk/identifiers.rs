@@ -4,7 +4,7 @@
 //! A new identifier follows from the old one and the copy's name alone: what one disk of an instance says of another
 //! (fstab of a data disk) comes out right although each is restored by a run of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -23,6 +23,8 @@ const FAT_SCANNED_MAX_BYTES: u64 = 1 << 30;
 const PIECE_BYTES: usize = 1 << 20;
 /// Short names that texts are searched for: a disk that is used has a handful.
 const WORDS_MAX: usize = 64;
+/// Where such a name has its dash, and how long it is: `1234abcd-01` and `00AB-12CD`.
+const WORD_SHAPES: [(usize, usize); 2] = [(8, 11), (4, 9)];
 /// `b5a70c8f-0000-4000-8000-0123456789ab`
 const UUID_BYTES: usize = 36;
 
@@ -32,8 +34,8 @@ pub struct Reidentify {
     key: [u8; 32],
     /// UUIDs of the disk.
     known: BTreeSet<Uuid>,
-    /// What else names a part of it in texts, with what takes its place: of the same length.
-    words: Vec<(String, String)>,
+    /// What else names a part of it in texts, in small letters, with what takes its place: of the same length.
+    words: BTreeMap<Vec<u8>, String>,
     /// A UUID that is not of this disk may be of another one of the instance.
     many_disks: bool,
 }
@@ -43,7 +45,7 @@ impl Reidentify {
     pub fn new(name: &str, many_disks: bool) -> Reidentify {
         let key =
             blake3::derive_key("ganeti-instance-debootstrap, identifiers of a copied disk", name.as_bytes());
-        Reidentify { key, known: BTreeSet::new(), words: Vec::new(), many_disks }
+        Reidentify { key, known: BTreeSet::new(), words: BTreeMap::new(), many_disks }
     }
 
     /// What `old` becomes.
@@ -76,8 +78,11 @@ impl Reidentify {
                 let (old, new) = partition_table::renew_mbr(sector, |old| self.number(old));
                 let named = |signature: u32, number| format!("{signature:08x}-{number:02x}");
                 let numbers = survey.parts.iter().filter_map(|part| part.number);
-                self.words
-                    .extend(numbers.take(WORDS_MAX).map(|number| (named(old, number), named(new, number))));
+                self.words.extend(
+                    numbers
+                        .take(WORDS_MAX)
+                        .map(|number| (named(old, number).into_bytes(), named(new, number))),
+                );
                 Ok(())
             }
         }
@@ -114,7 +119,7 @@ impl Reidentify {
                 }
                 let named = |volume: u32| format!("{:04X}-{:04X}", volume >> 16, volume & 0xffff);
                 if self.words.len() < WORDS_MAX {
-                    self.words.push((named(volume), named(new)));
+                    self.words.insert(named(volume).to_ascii_lowercase().into_bytes(), named(new));
                 }
             }
             Content::Other(_) | Content::Unknown => {}
@@ -146,14 +151,24 @@ impl Reidentify {
     pub fn text(&self, old: &[u8], mounts: bool) -> Vec<u8> {
         let mut new = old.to_vec();
         self.rewrite_uuids(&mut new, |uuid| self.known.contains(&uuid) || (mounts && self.many_disks));
-        for (old, word) in &self.words {
-            for at in 0..(new.len() + 1).saturating_sub(old.len()) {
-                if new[at..at + old.len()].eq_ignore_ascii_case(old.as_bytes()) {
-                    new[at..at + old.len()].copy_from_slice(word.as_bytes());
-                }
-            }
-        }
+        self.rewrite_words(&mut new);
         new
+    }
+
+    /// Puts the new word in the place of each old one, in one pass however many there are.
+    fn rewrite_words(&self, text: &mut [u8]) {
+        let mut at = 0;
+        while at < text.len() {
+            let word = WORD_SHAPES.into_iter().find_map(|(dash, length)| {
+                let found = text.get(at..at + length)?;
+                let may_be_one = found[dash] == b'-' && found[0].is_ascii_hexdigit();
+                may_be_one.then(|| self.words.get(&found.to_ascii_lowercase())).flatten()
+            });
+            if let Some(word) = word {
+                text[at..at + word.len()].copy_from_slice(word.as_bytes());
+            }
+            at += word.map_or(1, String::len);
+        }
     }
 
     /// Puts the new text in the place of each UUID that is one of these; says whether there was one.

@@ -158,6 +158,7 @@ impl LoopDevice {
                 return Err(anyhow::anyhow!("{} is still held{who}", path.display()))
                     .hint("end what holds the device; it detaches by itself then");
             }
+            signals::check()?;
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(100));
         }
@@ -171,6 +172,7 @@ impl LoopDevice {
             match sys::blkpg(&self.file, Blkpg::Delete, number, 0, 0) {
                 Ok(()) | Err(Errno::NXIO) => return Ok(()),
                 Err(Errno::BUSY) if start.elapsed() < DETACH_TIMEOUT => {
+                    signals::check()?;
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {

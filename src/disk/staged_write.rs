@@ -10,6 +10,7 @@ use super::background_writer::BackgroundWriter;
 use super::wipe::{BTRFS_MIRRORS, BTRFS_SUPERBLOCK_BYTES, zero_range};
 use super::{Disk, wipe_ends, wipe_root};
 use crate::filesystem::SECTOR_BYTES;
+use crate::sys::signals;
 
 /// Of the disk, and of each partition: tables, boot code, every filesystem's first superblock.
 const HEAD_BYTES: u64 = 1 << 20;
@@ -19,6 +20,9 @@ const BUDGET_BYTES: u64 = 16 << 20;
 const LEAST_BYTES: u64 = 8 << 10;
 /// A btrfs has its first superblock further in.
 const BTRFS_AT: u64 = 64 << 10;
+
+/// A slow disk writes so much in half a second.
+const ZEROED_AT_ONCE_BYTES: u64 = 64 << 20;
 
 /// ext, swap and LVM have theirs before this.
 const FIRST_SUPERBLOCKS_END: u64 = 4096;
@@ -100,10 +104,22 @@ impl<'a> StagedWrite<'a> {
         for (held_start, held_end) in held {
             let stop = held_start.min(end);
             if at < stop {
-                zero_range(&self.disk.file, self.disk.medium, at, stop - at)
+                self.zero_now(at..stop)
                     .with_context(|| format!("zeroing {} at byte {at}", self.disk.path.display()))?;
             }
             at = at.max(held_end);
+        }
+        Ok(())
+    }
+
+    /// Piece by piece: a device that cannot do it by itself is written to, and no signal ends that call.
+    fn zero_now(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            signals::check()?;
+            let length = ZEROED_AT_ONCE_BYTES.min(range.end - at);
+            zero_range(&self.disk.file, self.disk.medium, at, length)?;
+            at += length;
         }
         Ok(())
     }

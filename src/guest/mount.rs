@@ -258,7 +258,7 @@ impl Root {
         self.flush()?;
         (self.dir, self.held) = (None, None);
         match &mut self.mount {
-            Some(mount) => mount.unmount(UMOUNT_TIMEOUT),
+            Some(mount) => mount.unmount(UMOUNT_TIMEOUT, signals::check),
             None => Ok(()),
         }
     }
@@ -268,7 +268,8 @@ impl Root {
         // Best effort: not every filesystem has such a call.
         let _ = self.held.as_ref().map(sys::shut_down_fs);
         (self.dir, self.held) = (None, None);
-        self.mount.take().map_or(Ok(()), |mut mount| mount.unmount(Duration::from_millis(500)))
+        // After a signal too: what is lazily unmounted is still held.
+        self.mount.take().map_or(Ok(()), |mut mount| mount.unmount(Duration::from_millis(500), || Ok(())))
     }
 }
 
@@ -280,7 +281,8 @@ struct Mount {
 }
 
 impl Mount {
-    fn unmount(&mut self, timeout: Duration) -> Result<()> {
+    /// Waits for whoever holds it, until the time is over or `may_wait` is an error.
+    fn unmount(&mut self, timeout: Duration, may_wait: impl Fn() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         while self.mounted {
             match unmount(&self.target, UnmountFlags::NOFOLLOW) {
@@ -288,6 +290,7 @@ impl Mount {
                 Ok(()) => {}
                 Err(Errno::INVAL) => self.mounted = false,
                 Err(Errno::BUSY) if start.elapsed() < timeout => {
+                    may_wait()?;
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => {

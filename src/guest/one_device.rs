@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::allocation::btrfs;
 use crate::filesystem::Filesystem;
 use crate::probe::{self, Content, Volume};
-use crate::reader::Region;
+use crate::reader::{Budget, Region};
 use crate::report::WithHint;
 use crate::sys;
 
@@ -30,7 +30,9 @@ fn look(device: &Path, volume: Volume) -> Result<()> {
     let file = File::open(device)?;
     // What was read before a mount is not what is there after it.
     sys::drop_block_cache(&file)?;
-    let region = Region::new(&file, 0, sys::block_size_bytes(&file)?);
+    let size_bytes = sys::block_size_bytes(&file)?;
+    let budget = Budget::of_disk(size_bytes);
+    let region = Region::new(&file, &budget, 0, size_bytes);
     let found = probe::probe(&region)?;
     ensure!(found == Content::Filesystem(volume), "it holds {found} now, and not what was found before");
     match volume.filesystem {

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
     use crate::command::Tool;
     use crate::probe::{self, Content};
-    use crate::reader::Region;
+    use crate::reader::{Budget, Region};
 
     #[test]
     fn the_header_is_what_mkswap_writes() {
@@ -64,6 +64,9 @@ mod tests {
         let page = rustix::param::page_size();
         assert_eq!(std::fs::read(&path).unwrap()[..page], header(page, 8 << 20, uuid));
         let bytes = header(4096, 8 << 20, uuid);
-        assert_eq!(probe::probe(&Region::new(&bytes.as_slice(), 0, 4096)).unwrap(), Content::Swap(uuid));
+        assert_eq!(
+            probe::probe(&Region::new(&bytes.as_slice(), &Budget::unlimited(), 0, 4096)).unwrap(),
+            Content::Swap(uuid)
+        );
     }
 }

@@ -7,6 +7,7 @@ use super::target_disk::TargetDisk;
 use crate::guest::boot::{self, LoaderFiles};
 use crate::guest::{Root, Workspace};
 use crate::plan::Plan;
+use crate::reader::Budget;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 use crate::sys::signals;
@@ -19,7 +20,8 @@ pub fn files(plan: &Plan, workspace: &Workspace) -> Result<Option<Root>> {
         let base = base_tree::ready(&plan.base, workspace, Freshness::Cached)?;
         let files = workspace.scratch("files", boot::LOADER_FILES_MAX_BYTES)?;
         report::step("taking GRUB from the cached tree", || {
-            tar::unpack_only(&mut base.reader()?, files.dir()?, boot::is_loader_file, &signals::check)
+            let budget = Budget::unlimited();
+            tar::unpack_only(&mut base.reader()?, files.dir()?, boot::is_loader_file, &budget)
         })?;
         Ok(files)
     };

@@ -19,7 +19,7 @@ use crate::filesystem::{Filesystem, KernelVersion};
 use crate::guest::boot::LoaderFiles;
 use crate::guest::{Trust, Workspace};
 use crate::plan::{BasePlan, Plan};
-use crate::probe::{self, Content as Found};
+use crate::probe::Content as Found;
 use crate::report::{self, size};
 use crate::sys::{signals, tmpfile};
 
@@ -161,7 +161,7 @@ fn runs_of(file: &File, store: &Store, spec: &TemplateSpec) -> Result<BlockRuns>
         fallocate(file.as_fd(), hole, run.start, run.end - run.start).context("emptying a journal")?;
     }
     let disk = Disk::of_new_file(file.try_clone().context("opening a new template")?, &store.dir)?;
-    let parts = probe::survey(&disk.region())?.parts;
+    let parts = disk.survey_cached()?.parts;
     let is_it = |found: &Found| matches!(found, Found::Filesystem(volume) if volume.filesystem.is_ext());
     ensure!(parts.len() == 1 && is_it(&parts[0].content), "what was made is not found again");
     let in_use = allocation::of_disk(&disk, &parts, RUNS_MAX)?;

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use uuid::Uuid;
 
 use super::{Partition, SECTOR, read_sector};
-use crate::reader::Region;
 use crate::reader::integers::{le32, le64};
+use crate::reader::{Budget, Region};
 
 /// Sectors that guests see: 512 bytes, or 4096 on some disks.
 const SECTOR_SIZES: [u64; 2] = [512, 4096];
@@ -66,13 +66,16 @@ pub fn read(disk: &Region<'_>) -> Result<Vec<Partition>> {
             }
         }
     }
+    // A signal that ended a read is no damage.
+    disk.look_at(0)?;
     bail!("the disk is marked as GPT, but has no table that is whole ({})", damage.join("; "))
 }
 
 /// Gives a GPT, and its copy where that is whole, other GUIDs in place: the disk's and those of its partitions, each of
 /// which `new` makes of the old one. What is not whole stays as it is, and is read by nobody.
 pub fn renew_gpt(disk: &File, size_bytes: u64, mut new: impl FnMut(Uuid) -> Uuid) -> Result<()> {
-    let region = Region::new(disk, 0, size_bytes);
+    let budget = Budget::of_disk(size_bytes);
+    let region = Region::new(disk, &budget, 0, size_bytes);
     let old = read(&region)?;
     let mut renew = |bytes: &mut [u8]| {
         let uuid = Uuid::from_bytes_le(std::array::from_fn(|at| bytes[at]));
@@ -153,8 +156,10 @@ impl Gpt {
             && entries_lba * sector_bytes + length <= disk.size_bytes()
             && !(entries_lba..entries_lba + length.div_ceil(sector_bytes)).contains(&lba);
         ensure!(fits, "the entries are said to stand at sector {entries_lba}");
-        let entries =
-            disk.read(entries_lba * sector_bytes, length as usize).context("reading the entries")?;
+        let entries = disk
+            .read(entries_lba * sector_bytes, length as usize)
+            .map_err(Error::from)
+            .context("reading the entries")?;
         let entries_crc = le32(&header, field::ENTRIES_CRC);
         ensure!(crc32fast::hash(&entries) == entries_crc, "the entries' checksum is wrong");
         Ok(Gpt { sector_bytes, header, entries })

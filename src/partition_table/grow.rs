@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::gpt::{Gpt, entry};
 use super::{Partition, TableKind, mbr};
 use crate::filesystem::SECTOR_BYTES;
-use crate::reader::Region;
+use crate::reader::{Budget, Region};
 
 /// Partitions end at multiples of this, as every tool leaves them.
 const ALIGNMENT_BYTES: u64 = 1 << 20;
@@ -60,7 +60,8 @@ fn grow_gpt(
     sector: &mut Sector,
 ) -> Result<Option<Growth>> {
     // A table that is not as tools make it stays as it is: whatever is odd about it, it is what was backed up.
-    let Some(mut table) = Gpt::primary(&Region::new(disk, 0, size_bytes)) else { return Ok(None) };
+    let budget = Budget::of_disk(size_bytes);
+    let Some(mut table) = Gpt::primary(&Region::new(disk, &budget, 0, size_bytes)) else { return Ok(None) };
     let sector_bytes = table.sector_bytes;
     let sectors = size_bytes / sector_bytes;
     let old_lba = table.other_lba();

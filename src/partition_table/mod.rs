@@ -12,7 +12,7 @@ mod write;
 
 use std::fmt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
 pub use gpt::renew_gpt;
 pub use grow::{Growth, grow_table};
@@ -90,6 +90,8 @@ fn refuse_overlap(partitions: &[Partition]) -> Result<()> {
 
 fn read_sector(disk: &Region<'_>, at: u64) -> Result<[u8; SECTOR as usize]> {
     let mut sector = [0u8; SECTOR as usize];
-    disk.read_into(&mut sector, at).with_context(|| format!("reading the partition table at byte {at}"))?;
+    disk.read_into(&mut sector, at)
+        .map_err(Error::from)
+        .with_context(|| format!("reading the partition table at byte {at}"))?;
     Ok(sector)
 }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::gpt::{ENTRY_BYTES, Gpt};
 use super::*;
 use crate::filesystem::PartitionStyle;
+use crate::reader::Budget;
 
 const DISK: usize = 4 << 20;
 
@@ -69,12 +70,12 @@ fn table(disk: &mut [u8], sector: usize, entries: &[(u8, u32, u32)]) {
 }
 
 fn numbers(disk: &[u8]) -> Vec<(u32, u64, u64)> {
-    let table = read(&Region::new(&disk, 0, disk.len() as u64)).unwrap().unwrap();
+    let table = read(&Region::new(&disk, &Budget::unlimited(), 0, disk.len() as u64)).unwrap().unwrap();
     table.partitions.iter().map(|p| (p.number, p.start_bytes / 512, p.size_bytes / 512)).collect()
 }
 
 fn refusal(disk: &[u8]) -> String {
-    format!("{:#}", read(&Region::new(&disk, 0, disk.len() as u64)).unwrap_err())
+    format!("{:#}", read(&Region::new(&disk, &Budget::unlimited(), 0, disk.len() as u64)).unwrap_err())
 }
 
 /// Writes a header's field and makes its checksum right again.
@@ -106,8 +107,9 @@ fn file_of(disk: &[u8]) -> File {
 
 /// The GUIDs of both tables: the disk's, and those of the partitions.
 fn guids(file: &File) -> [Vec<Uuid>; 2] {
-    [1, DISK as u64 / 512 - 1]
-        .map(|lba| Gpt::read(&Region::new(file, 0, DISK as u64), 512, lba).unwrap().guids())
+    [1, DISK as u64 / 512 - 1].map(|lba| {
+        Gpt::read(&Region::new(file, &Budget::unlimited(), 0, DISK as u64), 512, lba).unwrap().guids()
+    })
 }
 
 #[test]
@@ -126,7 +128,7 @@ fn a_gpt_and_its_copy_get_other_guids_and_nothing_else() {
 }
 
 fn is_usual(disk: &[u8]) -> bool {
-    Gpt::primary(&Region::new(&disk, 0, disk.len() as u64)).is_some()
+    Gpt::primary(&Region::new(&disk, &Budget::unlimited(), 0, disk.len() as u64)).is_some()
 }
 
 #[test]
@@ -164,7 +166,11 @@ fn a_table_beside_the_one_that_is_read_is_not_believed() {
         let file = file_of(&disk);
         renew_gpt(&file, DISK as u64, |old| Uuid::from_u128(!old.as_u128())).unwrap();
         assert_eq!(file.metadata().unwrap().len(), DISK as u64, "{at}");
-        assert_eq!(gpt::read(&Region::new(&file, 0, DISK as u64)).unwrap().len(), 2, "{at}");
+        assert_eq!(
+            gpt::read(&Region::new(&file, &Budget::unlimited(), 0, DISK as u64)).unwrap().len(),
+            2,
+            "{at}"
+        );
     }
 }
 
@@ -229,11 +235,17 @@ fn partitions_overlap_nothing_and_end_on_the_disk() {
 #[test]
 fn a_boot_sector_without_a_table_is_none() {
     for disk in [vec![0u8; DISK], mbr(&[]), mbr(&[(0x83, 0, 0)]), vec![0x55; 512], Vec::new()] {
-        assert_eq!(read(&Region::new(&disk.as_slice(), 0, disk.len() as u64)).unwrap(), None);
+        assert_eq!(
+            read(&Region::new(&disk.as_slice(), &Budget::unlimited(), 0, disk.len() as u64)).unwrap(),
+            None
+        );
     }
     let mut text = mbr(&[(0x83, 64, 100)]);
     text[TABLE_AT] = b'M';
-    assert_eq!(read(&Region::new(&text.as_slice(), 0, text.len() as u64)).unwrap(), None);
+    assert_eq!(
+        read(&Region::new(&text.as_slice(), &Budget::unlimited(), 0, text.len() as u64)).unwrap(),
+        None
+    );
 }
 
 const GROWN: u64 = 3 * DISK as u64;
@@ -244,7 +256,7 @@ fn grow(file: &File) -> Option<Growth> {
     let new_bytes = file.metadata().unwrap().len();
     let mut sector = [0; 512];
     file.read_exact_at(&mut sector, 0).unwrap();
-    let table = read(&Region::new(file, 0, new_bytes)).unwrap().unwrap();
+    let table = read(&Region::new(file, &Budget::unlimited(), 0, new_bytes)).unwrap().unwrap();
     let last = table.partitions.iter().max_by_key(|part| part.start_bytes);
     grow_table(file, new_bytes, table.kind, last.copied(), &mut sector).unwrap()
 }
@@ -257,7 +269,7 @@ fn larger(disk: &[u8], bytes: u64) -> File {
 
 fn partitions(file: &File) -> Vec<Partition> {
     let size_bytes = file.metadata().unwrap().len();
-    read(&Region::new(file, 0, size_bytes)).unwrap().unwrap().partitions
+    read(&Region::new(file, &Budget::unlimited(), 0, size_bytes)).unwrap().unwrap().partitions
 }
 
 #[test]

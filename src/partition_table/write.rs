@@ -11,7 +11,7 @@ use super::layout::{Layout, Partition, Role};
 use super::mbr::{self, Entry};
 use super::{SECTOR, read};
 use crate::filesystem::{PartitionStyle, SECTOR_BYTES};
-use crate::reader::Region;
+use crate::reader::{Budget, Region};
 
 /// Type of a Linux partition in an MBR.
 const MBR_LINUX: u8 = 0x83;
@@ -29,8 +29,9 @@ pub fn write_table(disk: &File, layout: &Layout) -> Result<()> {
         PartitionStyle::Msdos => write_mbr(disk, layout)?,
     }
     disk.sync_all().context("writing the partition table")?;
-    let region = Region::new(disk, 0, layout.disk_sectors * SECTOR_BYTES);
-    let table = read(&region).context("reading the partition table back")?;
+    let (size_bytes, budget) = (layout.disk_sectors * SECTOR_BYTES, Budget::unlimited());
+    let table =
+        read(&Region::new(disk, &budget, 0, size_bytes)).context("reading the partition table back")?;
     let found: Vec<_> =
         table.iter().flat_map(|t| &t.partitions).map(|p| (p.number, p.start_bytes, p.size_bytes)).collect();
     let mut expected: Vec<_> =

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use uuid::Uuid;
 
 use crate::filesystem::Filesystem;
@@ -68,7 +68,7 @@ pub fn probe(part: &Region<'_>) -> Result<Content> {
             return Ok(None);
         }
         let mut bytes = [0u8; SUPERBLOCK_BYTES];
-        part.read_into(&mut bytes, at).context("reading a superblock")?;
+        part.read_into(&mut bytes, at).map_err(Error::from).context("reading a superblock")?;
         Ok(Some(bytes))
     };
     let Some(start) = read(0)? else { return Ok(Content::Unknown) };

@@ -1,7 +1,9 @@
-//! Bytes of a disk, image or partition that somebody else wrote, read at any offset, with the integers and checksums that
-//! formats share. Must not know any format.
+//! Bytes of a disk, image or partition that somebody else wrote, read at any offset and within a budget of work, with the
+//! integers and checksums that formats share. Must not know any format.
 
+mod budget;
 pub mod checksum;
+mod give_up;
 pub mod integers;
 mod region;
 
@@ -10,7 +12,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::filesystem::SECTOR_BYTES;
-pub use region::{GiveUp, Parsed, Region, give_up};
+pub use budget::{Budget, Work};
+pub use give_up::{GiveUp, Parsed, give_up};
+pub use region::Region;
 
 /// Bytes that can be read at any offset.
 pub trait ReadAt {

@@ -22,7 +22,7 @@ use crate::install::teardown;
 use crate::partition_table::{self, Growth, grow_table};
 use crate::plan::OnFailure;
 use crate::probe::{self, Content, Part, Survey, Volume};
-use crate::reader::{Region, WithSector};
+use crate::reader::{Budget, ReadAt, Region, WithSector};
 use crate::report::{self, WithHint, size};
 use crate::sys::signals;
 
@@ -44,7 +44,8 @@ pub struct DiskRestore<'a> {
 impl DiskRestore<'_> {
     /// Restores an archive of ours.
     pub fn archive(self, source: &mut dyn Read) -> Result<()> {
-        let mut image = Image::open(source, &signals::check)?;
+        let budget = Budget::of_stream(self.disk.size_bytes);
+        let mut image = Image::open(source, &budget)?;
         let facts = &image.manifest.disk;
         self.refuse_smaller(facts.size_bytes)?;
         let parts =
@@ -77,7 +78,7 @@ impl DiskRestore<'_> {
     pub fn raw(self, source: &mut dyn Read, first: &[u8]) -> Result<()> {
         // Its length is not known yet; what its table says is enough to know what to hold back.
         let disk_bytes = self.disk.size_bytes;
-        let parts = partitions_of(&Region::new(&first, 0, disk_bytes.max(first.len() as u64)));
+        let parts = partitions_of(&first, disk_bytes.max(first.len() as u64));
         let mut held = StagedWrite::begin(self.disk, disk_bytes, parts.clone())?;
         let mut length = 0;
         let restored = report::long_step("restoring the disk", || {
@@ -112,8 +113,7 @@ impl DiskRestore<'_> {
     pub fn qcow2(self, image: &Qcow2) -> Result<()> {
         let size_bytes = image.size_bytes();
         self.refuse_smaller(size_bytes)?;
-        let mut held =
-            StagedWrite::begin(self.disk, size_bytes, partitions_of(&Region::new(image, 0, size_bytes)))?;
+        let mut held = StagedWrite::begin(self.disk, size_bytes, partitions_of(image, size_bytes))?;
         let restored = report::long_step("writing the image", || {
             image.pieces(|offset, piece| {
                 signals::check()?;
@@ -155,8 +155,9 @@ impl DiskRestore<'_> {
 }
 
 /// Start and length of what a disk's table names, where it can be read.
-fn partitions_of(disk: &Region<'_>) -> Vec<(u64, u64)> {
-    let table = partition_table::read(disk).ok().flatten();
+fn partitions_of(disk: &dyn ReadAt, size_bytes: u64) -> Vec<(u64, u64)> {
+    let budget = Budget::of_disk(size_bytes);
+    let table = partition_table::read(&Region::new(disk, &budget, 0, size_bytes)).ok().flatten();
     let parts = table.iter().flat_map(|table| &table.partitions);
     parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
 }
@@ -168,8 +169,7 @@ pub fn with_first_sector<T>(
     sector: &mut Sector,
     work: impl FnOnce(Survey, &mut Sector) -> Result<T>,
 ) -> Result<T> {
-    let seen = WithSector { disk: &disk.file, sector: &*sector };
-    let survey = probe::survey(&Region::new(&seen, 0, disk.size_bytes))?;
+    let survey = survey(disk, sector)?;
     let bare = survey.table.is_none();
     if bare {
         disk.file.write_all_at(sector, 0).context("writing the first sector")?;
@@ -181,6 +181,12 @@ pub fn with_first_sector<T>(
         disk.file.read_exact_at(sector, 0).context("reading the first sector")?;
     }
     Ok(done)
+}
+
+/// What is on a disk, with this first sector.
+fn survey(disk: &Disk, sector: &Sector) -> Result<Survey> {
+    let (seen, budget) = (WithSector { disk: &disk.file, sector }, Budget::of_disk(disk.size_bytes));
+    probe::survey(&Region::new(&seen, &budget, 0, disk.size_bytes))
 }
 
 /// Reads until the buffer is full or the stream ends.
@@ -197,8 +203,8 @@ fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
 
 /// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
 fn grow(disk: &Disk, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
-    let seen = WithSector { disk: &disk.file, sector: &*sector };
-    if let Err(error) = probe::survey(&Region::new(&seen, 0, disk.size_bytes)) {
+    if let Err(error) = survey(disk, sector) {
+        signals::check()?;
         report::warning(&format!("nothing grows: {}", report::sentence(&error)));
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! import of a stream that is a tree: a dump(8), or a tar of a root. It gets a disk as a new instance would; nothing of it is
 //! trusted, and none of its programs runs.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 use anyhow::{Context as _, Result};
 
@@ -13,9 +13,12 @@ use crate::install::grub_from_cache;
 use crate::install::target_disk::{BlankDisk, TargetDisk, preconditions};
 use crate::install::unpack::full_or;
 use crate::plan::ImportPlan;
+use crate::reader::Budget;
 use crate::request::InstanceName;
-use crate::sys::signals;
 use crate::{report, tar};
+
+/// What is read at once behind the end of a tar.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// What helps where a backup does not fit.
 const LARGER_DISK: &str = "give the instance a larger disk; the backup holds more than this one";
@@ -35,7 +38,7 @@ pub fn restore(plan: ImportPlan, disk: &Disk, workspace: &Workspace, source: Tre
     let loader_files = grub_from_cache::files(plan, workspace)?;
     BlankDisk { disk, plan, swap }.make(|blank| {
         blank.format(workspace, Trust::Untrusted)?.build(|target| {
-            fill(target, source)?;
+            fill(target, source, &Budget::of_stream(disk.size_bytes))?;
             if index == 0 {
                 adapt(target, loader_files.as_ref())?;
                 reidentify(target, new_name.as_ref())?;
@@ -46,20 +49,32 @@ pub fn restore(plan: ImportPlan, disk: &Disk, workspace: &Workspace, source: Tre
 }
 
 /// Unpacks the stream, all of it.
-fn fill(target: &TargetDisk<'_>, source: TreeBackup) -> Result<()> {
+fn fill(target: &TargetDisk<'_>, source: TreeBackup, budget: &Budget<'_>) -> Result<()> {
     let root = &target.root;
     report::long_step("restoring the tree", || match source {
         TreeBackup::Dump(mut dump) => {
-            tell_losses(&dump::restore(&mut dump, root.dir()?, &signals::check)?);
+            tell_losses(&dump::restore(&mut dump, root.dir()?, budget)?);
             Ok(())
         }
         TreeBackup::Tar(mut tar) => {
-            tar::unpack(&mut tar, root.dir()?, &signals::check)?;
-            // The sender pads the end of the tar, and would fail if nobody read that.
-            std::io::copy(&mut tar, &mut std::io::sink()).map(drop).context("reading the end of the tar")
+            tar::unpack(&mut tar, root.dir()?, budget)?;
+            read_out(&mut tar, budget).context("reading the end of the tar")
         }
     })
     .map_err(|error| full_or(error, root, LARGER_DISK, "the backup is damaged or no backup; export it again"))
+}
+
+/// The sender pads the end of the tar, and would fail if nobody read that.
+fn read_out(source: &mut dyn Read, budget: &Budget<'_>) -> Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match source.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => budget.read(count as u64)?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Makes what the tree says of its disk true of the new disk.

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
@@ -332,17 +332,38 @@ impl RootDir {
     }
 
     fn create_missing(&self, path: &Path, mode: u32) -> Result<()> {
-        let mut parent = self.open_at("", HOLD_DIR)?;
-        let mut so_far = Path::new("/").to_path_buf();
-        for component in path.components() {
+        let components: Vec<Component<'_>> = path.components().collect();
+        let there = self.count_there(&components);
+        let mut so_far: PathBuf = components[..there].iter().collect();
+        let mut parent = self.open_at(&so_far, HOLD_DIR)?;
+        let mut made = false;
+        for component in &components[there..] {
             so_far.push(component);
-            parent = match self.open_at(&so_far, HOLD_DIR) {
+            // Below what was just made there is nothing to look for.
+            let known_missing = made && matches!(component, Component::Normal(_));
+            let found = if known_missing { Err(Errno::NOENT) } else { self.open_at(&so_far, HOLD_DIR) };
+            parent = match found {
                 Err(Errno::NOENT) => make_dir(&parent, component.as_os_str(), mode),
                 answer => answer,
             }
             .with_context(|| format!("making {} a directory", shown(&so_far)))?;
+            made = true;
         }
         Ok(())
+    }
+
+    /// How many components of a path lead to a directory. By halves: each look takes as long as the path, and one that a
+    /// stranger made has thousands of components.
+    fn count_there(&self, components: &[Component<'_>]) -> usize {
+        let (mut there, mut missing) = (0, components.len() + 1);
+        while there + 1 < missing {
+            let middle = there.midpoint(missing);
+            match self.open_at(components[..middle].iter().collect::<PathBuf>(), HOLD_DIR) {
+                Ok(_) => there = middle,
+                Err(_) => missing = middle,
+            }
+        }
+        there
     }
 
     fn open_parent(&self, path: &Path) -> Result<OwnedFd> {

@@ -14,6 +14,9 @@ use super::{PATH_BYTES_MAX, PAX_BYTES_MAX, shown};
 /// a bound a small stream that repeats itself would be read for ever.
 const EXTENDED_HEADERS_MAX: usize = 32;
 
+/// About as much as one record of a pax header, or one entry of an ACL in it, takes at least.
+const RECORD_BYTES: usize = 16;
+
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -101,7 +104,9 @@ fn context(input: &Input<'_>) -> String {
 fn extension(header: &Header, input: &mut Input<'_>) -> Result<Vec<u8>> {
     let size = header.size().with_context(|| context(input))?;
     input.begin(None, size);
-    input.whole(PAX_BYTES_MAX)
+    let payload = input.whole(PAX_BYTES_MAX)?;
+    input.look_at(payload.len() / RECORD_BYTES)?;
+    Ok(payload)
 }
 
 /// A global header holds for all entries. Comments (git's commit) and the like do no harm; what

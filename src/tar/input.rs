@@ -6,13 +6,13 @@ use std::io::{ErrorKind, Read};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{BLOCK, BUFFER_BYTES, CHECKPOINT_BYTES, Checkpoint, padding, shown};
+use super::{BLOCK, BUFFER_BYTES, padding, shown};
+use crate::reader::Budget;
 
 /// The archive's bytes, header by header; between two headers the data of a member, in pieces.
 pub(crate) struct Input<'a> {
     source: &'a mut dyn Read,
-    checkpoint: Checkpoint<'a>,
-    unchecked_bytes: u64,
+    budget: &'a Budget<'a>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -25,11 +25,11 @@ pub(crate) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn new(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Input<'a> {
+    /// All that is read of `source` is spent of the budget, and so is each header.
+    pub(crate) fn new(source: &'a mut dyn Read, budget: &'a Budget<'a>) -> Input<'a> {
         Input {
             source,
-            checkpoint,
-            unchecked_bytes: 0,
+            budget,
             buffer: vec![0; BUFFER_BYTES],
             start: 0,
             end: 0,
@@ -43,7 +43,7 @@ impl<'a> Input<'a> {
     /// The next header block, what is left of the member before it skipped; `None` at the two zero
     /// blocks that end an archive.
     pub(super) fn header(&mut self) -> Result<Option<[u8; BLOCK]>> {
-        (self.checkpoint)()?;
+        self.budget.look_at(1)?;
         while self.data(u64::MAX)?.is_some() {}
         let block = self.block()?;
         if block != [0; BLOCK] {
@@ -77,18 +77,8 @@ impl<'a> Input<'a> {
             return Ok(None);
         }
         let length = self.fill()?.min(usize::try_from(self.data_left.min(limit_bytes)).unwrap_or(usize::MAX));
-        self.took_data(length)?;
-        Ok(Some(self.take(length)))
-    }
-
-    fn took_data(&mut self, length: usize) -> Result<()> {
         self.data_left -= length as u64;
-        self.unchecked_bytes += length as u64;
-        if self.unchecked_bytes >= CHECKPOINT_BYTES {
-            self.unchecked_bytes = 0;
-            (self.checkpoint)()?;
-        }
-        Ok(())
+        Ok(Some(self.take(length)))
     }
 
     /// The next of the member's data, read right into the room there is for it; 0 at the data's end.
@@ -99,9 +89,9 @@ impl<'a> Input<'a> {
             return Ok(piece.len());
         }
         let wanted = usize::try_from(self.data_left).unwrap_or(usize::MAX).min(room.len());
-        let length = read(self.source, self.checkpoint, &mut room[..wanted])?;
+        let length = read(self.source, self.budget, &mut room[..wanted])?;
         ensure!(length > 0, "{}", self.ended());
-        self.took_data(length)?;
+        self.data_left -= length as u64;
         Ok(length)
     }
 
@@ -111,6 +101,11 @@ impl<'a> Input<'a> {
         self.data_left =
             left.with_context(|| format!("the map of {} is longer than its data", shown(&self.name)))?;
         self.block()
+    }
+
+    /// So many records of what was read are about to be looked at.
+    pub(super) fn look_at(&self, records: usize) -> Result<()> {
+        Ok(self.budget.look_at(records as u64)?)
     }
 
     /// How much of the member's data is still to come.
@@ -184,7 +179,7 @@ impl<'a> Input<'a> {
         }
         let due = (self.data_left + self.padding_left).saturating_add((BLOCK - taken) as u64);
         let wanted = usize::try_from(due).unwrap_or(usize::MAX).min(self.buffer.len());
-        let length = read(self.source, self.checkpoint, &mut self.buffer[..wanted])?;
+        let length = read(self.source, self.budget, &mut self.buffer[..wanted])?;
         if length == 0 {
             bail!("{}", self.ended());
         }
@@ -203,11 +198,15 @@ impl<'a> Input<'a> {
     }
 }
 
-fn read(source: &mut dyn Read, checkpoint: Checkpoint<'_>, room: &mut [u8]) -> Result<usize> {
+fn read(source: &mut dyn Read, budget: &Budget<'_>, room: &mut [u8]) -> Result<usize> {
     loop {
         match source.read(room) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => checkpoint()?,
-            answer => return answer.context("reading the archive"),
+            Err(error) if error.kind() == ErrorKind::Interrupted => budget.look_at(0)?,
+            answer => {
+                let length = answer.context("reading the archive")?;
+                budget.read(length as u64)?;
+                return Ok(length);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ mod output;
 mod pack;
 mod pax;
 mod pax_record;
+mod reach;
 mod sparse;
 mod unpack;
 
@@ -36,8 +37,8 @@ pub use pack::{PackStats, pack};
 pub(crate) use pax::Time;
 pub use unpack::{UnpackStats, unpack, unpack_only};
 
-/// Called once per entry and about every [`CHECKPOINT_BYTES`] of data; its error ends the work and
-/// is returned.
+/// What a packer calls once per entry and about every [`CHECKPOINT_BYTES`] of data; its error ends the
+/// work and is returned.
 pub type Checkpoint<'a> = &'a dyn Fn() -> Result<()>;
 
 /// The unit of a tar: headers are one block, data is padded to whole blocks.

@@ -194,6 +194,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::{Member, Output, Time};
+    use crate::reader::Budget;
     use crate::tar::entry;
     use crate::tar::input::Input;
 
@@ -215,8 +216,8 @@ mod tests {
         let mut output = Output::new(&mut archive, &|| Ok(()));
         output.member(&member, b"").unwrap();
         output.finish().unwrap();
-        let mut archive = Cursor::new(archive);
-        let mut input = Input::new(&mut archive, &|| Ok(()));
+        let (mut archive, budget) = (Cursor::new(archive), Budget::unlimited());
+        let mut input = Input::new(&mut archive, &budget);
         let read = entry::next(&mut input).unwrap().unwrap();
         assert_eq!((read.path.as_slice(), read.link.as_slice()), (member.path, member.link));
         assert_eq!((read.owner.uid, read.owner.gid, read.owner.mode), (member.uid, member.gid, 0o4755));

@@ -18,9 +18,11 @@ use super::acl::ACCESS;
 use super::attributes::{Target, remove_default_acl, set_owner_and_mode, set_times, times};
 use super::entry::{self, Entry, Kind};
 use super::input::Input;
-use super::later::{Later, Waiting};
+use super::later::{Later, Place, Waiting};
+use super::reach::{reach, split};
 use super::sparse::Sparse;
-use super::{Checkpoint, PATH_BYTES_MAX, shown};
+use super::{PATH_BYTES_MAX, shown};
+use crate::reader::{Budget, Parsed};
 use crate::rootdir::RootDir;
 
 const CREATE: OFlags =
@@ -47,9 +49,10 @@ pub struct UnpackStats {
 /// Reads to the two zero blocks that end an archive and not a byte further. A name with `..` is an
 /// error, a leading `/` is dropped; a later entry replaces an earlier one of its name, except that
 /// a directory stays with what is in it. Directories get their times, modes and default ACLs at the
-/// end. An archive that is cut short or damaged is an error; what was unpacked until then stays.
-pub fn unpack(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<UnpackStats> {
-    unpack_only(input, root, |_| true, checkpoint)
+/// end. An archive that is cut short or damaged, or asks for more work than `budget` has, is an
+/// error; what was unpacked until then stays.
+pub fn unpack(input: &mut impl Read, root: &RootDir, budget: &Budget<'_>) -> Result<UnpackStats> {
+    unpack_only(input, root, |_| true, budget)
 }
 
 /// Like [`unpack()`], but makes only those files whose path, as `etc/fstab`, is `wanted`; directories above them that
@@ -58,12 +61,11 @@ pub fn unpack_only(
     input: &mut impl Read,
     root: &RootDir,
     wanted: impl Fn(&[u8]) -> bool,
-    checkpoint: Checkpoint<'_>,
+    budget: &Budget<'_>,
 ) -> Result<UnpackStats> {
-    let mut input = Input::new(input, checkpoint);
+    let mut input = Input::new(input, budget);
     let mut unpacker = Unpacker {
-        root,
-        checkpoint,
+        place: Place { root, budget },
         path: Vec::new(),
         parent: root.open_at("", OFlags::PATH | OFlags::DIRECTORY).context("opening the root")?,
         parent_path: Some(Vec::new()),
@@ -78,13 +80,12 @@ pub fn unpack_only(
             unpacker.entry(&entry, &mut input).with_context(context)?;
         }
     }
-    unpacker.later.apply(root, checkpoint)?;
+    unpacker.later.apply(unpacker.place)?;
     Ok(unpacker.stats)
 }
 
 struct Unpacker<'a> {
-    root: &'a RootDir,
-    checkpoint: Checkpoint<'a>,
+    place: Place<'a>,
     /// Of the entry at hand, relative to the root, without `.` and empty components.
     path: Vec<u8>,
     /// The directory that the latest entry went into, held because the next one mostly goes there
@@ -165,24 +166,24 @@ impl Unpacker<'_> {
     }
 
     fn top(&mut self, entry: &Entry) -> Result<()> {
-        let dir = self.root.open_at("", OPEN_DIR)?;
+        let dir = self.place.root.open_at("", OPEN_DIR)?;
         remove_default_acl(dir.as_fd())?;
         self.begin_directory(&dir, entry)
     }
 
     fn begin_directory(&mut self, dir: &OwnedFd, entry: &Entry) -> Result<()> {
+        self.place.budget.look_at(entry.attributes.len() as u64)?;
         for (name, value) in &entry.attributes {
             Target::Open(dir.as_fd()).set(name, value)?;
         }
         let stat = fstat(dir)?;
         let waiting = Waiting {
-            path: self.path.as_slice().into(),
             identity: (stat.st_dev, stat.st_ino),
             owner: Some(entry.owner),
             acl_access: entry.acl_access.clone(),
             acl_default: entry.acl_default.clone(),
         };
-        self.later.add(waiting, self.root, self.checkpoint)
+        self.later.add(&self.path, waiting, self.place)
     }
 
     fn hard_link(&mut self, entry: &Entry) -> Result<()> {
@@ -190,10 +191,7 @@ impl Unpacker<'_> {
         append_clean(&mut target, &entry.link).context("reading the hard link's target")?;
         let context = || format!("linking to {}", shown(&target));
         let (dir, name) = split(&target);
-        let dir = self
-            .root
-            .open_at(OsStr::from_bytes(dir), OFlags::PATH | OFlags::DIRECTORY)
-            .with_context(context)?;
+        let dir = self.reach(dir)?.with_context(context)?;
         let linked = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).with_context(context)?;
         if let Ok(present) = statat(&self.parent, self.name(), AtFlags::SYMLINK_NOFOLLOW) {
             // The same file already, maybe under its only name: to replace it would be to lose it.
@@ -239,6 +237,7 @@ impl Unpacker<'_> {
 
     /// Extended attributes and the ACL, after owner and mode: chown drops capabilities.
     fn set_attributes(&mut self, target: &Target<'_>, entry: &Entry, stat: &Stat) -> Result<()> {
+        self.place.budget.look_at(entry.attributes.len() as u64)?;
         for (name, value) in &entry.attributes {
             target.set(name, value)?;
         }
@@ -250,13 +249,12 @@ impl Unpacker<'_> {
                 .set(ACCESS.as_bytes(), &acl.to_xattr(&mut |_, name| bail!("{name:?} has no number"))?);
         }
         let waiting = Waiting {
-            path: self.path.as_slice().into(),
             identity: (stat.st_dev, stat.st_ino),
             owner: None,
             acl_access: Some(acl.clone()),
             acl_default: None,
         };
-        self.later.add(waiting, self.root, self.checkpoint)
+        self.later.add(&self.path, waiting, self.place)
     }
 
     /// Calls `create` with the parent and the name; if something is there already, removes that and
@@ -289,12 +287,10 @@ impl Unpacker<'_> {
         if self.parent_path.as_deref() == Some(parent) {
             return Ok(());
         }
-        let path = OsStr::from_bytes(parent);
-        let open = || self.root.open_at(path, OFlags::PATH | OFlags::DIRECTORY);
-        self.parent = match open() {
+        self.parent = match self.reach(parent)? {
             Err(Errno::NOENT) => {
-                self.root.create_dir_all(path, MISSING_PARENT_MODE)?;
-                open()
+                self.place.root.create_dir_all(OsStr::from_bytes(parent), MISSING_PARENT_MODE)?;
+                self.reach(parent)?
             }
             dir => dir,
         }
@@ -303,6 +299,10 @@ impl Unpacker<'_> {
         held.clear();
         held.extend_from_slice(parent);
         Ok(())
+    }
+
+    fn reach(&self, dir: &[u8]) -> Parsed<rustix::io::Result<OwnedFd>> {
+        reach(self.place.root, dir, OFlags::PATH, self.place.budget)
     }
 
     fn name(&self) -> &[u8] {
@@ -328,6 +328,7 @@ fn copy(file: BorrowedFd<'_>, input: &mut Input<'_>, length_bytes: u64) -> Resul
 
 fn copy_sparse(file: BorrowedFd<'_>, input: &mut Input<'_>, sparse: &Sparse) -> Result<u64> {
     let mut copied = 0;
+    input.look_at(sparse.extents.len())?;
     for extent in sparse.extents.iter().filter(|extent| extent.length > 0) {
         seek(file, SeekFrom::Start(extent.offset)).context("going to the next data in the file")?;
         copied += copy(file, input, extent.length)?;
@@ -350,12 +351,4 @@ fn append_clean(path: &mut Vec<u8>, name: &[u8]) -> Result<()> {
     }
     ensure!(path.len() <= PATH_BYTES_MAX, "the name is longer than {PATH_BYTES_MAX} bytes");
     Ok(())
-}
-
-/// Directory and last component.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|&byte| byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (b"", path),
-    }
 }

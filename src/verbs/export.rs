@@ -13,7 +13,7 @@ use crate::backup::disk_archive::{self, DiskFacts, Export, Manifest, PartitionFa
 use crate::disk::{Disk, Medium};
 use crate::filesystem::SECTOR_BYTES;
 use crate::plan::disk_path;
-use crate::probe::{self, Content, Part, Survey};
+use crate::probe::{Content, Part, Survey};
 use crate::report::{self, WithHint, size};
 use crate::request::{DiskAddress, Instance};
 use crate::{PROGRAM, VERSION, allocation, sys};
@@ -43,6 +43,8 @@ pub fn export(
         allocation::of_disk(&disk, &survey.parts, disk_archive::RANGES_MAX)
     })
     .with_context(exporting)?;
+    let work = in_use.work;
+    report::detail(&format!("{} bytes were read for it, {} records looked at", work.bytes, work.records));
     let manifest = manifest(&disk, index, &survey, &in_use);
     for (part, whole) in survey.parts.iter().zip(&in_use.whole) {
         report::line(&format!("{:>10}  {}", "", carried(part, whole.as_deref())));
@@ -94,7 +96,7 @@ fn survey(disk: &Disk) -> Survey {
     let survey = match disk.medium {
         // It has one page cache, whoever writes it, and no loop device is going to read past that: dropping it would
         // only cost (a warm export takes twice as long).
-        Medium::File => probe::survey(&disk.region()),
+        Medium::File => disk.survey_cached(),
         Medium::Block => disk.survey(),
     };
     survey.unwrap_or_else(|error| {

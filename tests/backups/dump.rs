@@ -12,6 +12,7 @@ use crate::common::{BlockDevice, tool};
 use anyhow::Result;
 use ganeti_instance_debootstrap::backup::dump::Stats;
 use ganeti_instance_debootstrap::backup::{self, Source};
+use ganeti_instance_debootstrap::reader::Budget;
 use ganeti_instance_debootstrap::rootdir::RootDir;
 
 /// Links that need blocks of 4 KiB.
@@ -88,10 +89,6 @@ mkdir flags flags/dir && printf i > flags/immutable && ln flags/immutable flags/
 chattr +i flags/immutable && chattr +a flags/append && chattr +dA flags/dir
 touch -d '2001-02-03 04:05:06' plain/a/b plain acl/inherits sticky && chmod 0555 closed && touch -d @777 closed .
 "#;
-
-fn nothing() -> Result<()> {
-    Ok(())
-}
 
 /// A place to work in; what is mounted there goes with it.
 struct Place(tempfile::TempDir);
@@ -174,7 +171,7 @@ fn restore(backup: impl Read + 'static, target: &Path) -> Result<Stats> {
     let Source::Dump(mut dump) = backup::open(Box::new(backup))? else {
         anyhow::bail!("it is taken for something else than a dump");
     };
-    backup::dump::restore(&mut dump, &RootDir::open(target).unwrap(), &nothing)
+    backup::dump::restore(&mut dump, &RootDir::open(target).unwrap(), &Budget::of_stream(1 << 30))
 }
 
 #[test]

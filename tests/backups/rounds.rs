@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use crate::common::backup::{assert_same_trees, dirty, export, import, imported};
 use crate::common::{BlockDevice, GIB, Mounted, Node, assert_same_content, tool};
 use ganeti_instance_debootstrap::backup::disk_archive::Image;
+use ganeti_instance_debootstrap::reader::Budget;
 use nix::fcntl::FallocateFlags;
 
 const KIB: u64 = 1 << 10;
@@ -211,7 +212,8 @@ fn partition_bytes(disk: &Path, number: u32) -> u64 {
 /// What a stream carries, as data or as zeros.
 fn carried(stream: &Path) -> Vec<Range<u64>> {
     let mut file = File::open(stream).unwrap();
-    let image = Image::open(&mut file, &|| Ok(())).unwrap();
+    let budget = Budget::unlimited();
+    let image = Image::open(&mut file, &budget).unwrap();
     let mut all: Vec<(u64, u64)> = image.runs().chain(image.manifest.disk.zero.iter().copied()).collect();
     all.sort_unstable();
     let mut joined: Vec<Range<u64>> = Vec::new();

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, symlink};
 
 use crate::common::unharmed::Guest;
 use anyhow::{Result, bail};
+use ganeti_instance_debootstrap::reader::{Budget, Work};
 use ganeti_instance_debootstrap::rootdir::RootDir;
 use ganeti_instance_debootstrap::tar::{self, UnpackStats};
 
@@ -21,13 +22,11 @@ trait Unpack {
 
 impl Unpack for Guest {
     fn unpack(&self, archive: &[u8]) -> Result<UnpackStats> {
-        self.beside_the_node(|root| tar::unpack(&mut Cursor::new(archive), root, &nothing))
+        self.beside_the_node(|root| tar::unpack(&mut Cursor::new(archive), root, &Budget::of_stream(GIB)))
     }
 }
 
-fn nothing() -> Result<()> {
-    Ok(())
-}
+const GIB: u64 = 1 << 30;
 
 /// An archive, entry by entry.
 #[derive(Default)]
@@ -353,7 +352,7 @@ fn not_a_byte_is_read_beyond_the_end_mark() {
     archive.extend_from_slice(&[7; 4096]);
     let guest = Guest::new();
     let mut input = Cursor::new(archive);
-    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
+    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &Budget::of_stream(GIB)).unwrap();
     assert_eq!(input.position(), length);
 }
 
@@ -374,13 +373,13 @@ impl<R: Read> Read for Trickle<R> {
 fn an_archive_that_trickles_in_is_read_whole() {
     let guest = Guest::new();
     let mut input = Trickle(Cursor::new(rich_archive()), false);
-    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &nothing).unwrap();
+    tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &Budget::of_stream(GIB)).unwrap();
     assert_eq!(guest.text("hard"), "content");
     assert_eq!(fs::metadata(guest.tree.join("sparse")).unwrap().len(), 100_000);
 }
 
 #[test]
-fn a_checkpoint_ends_the_work_with_its_own_error() {
+fn a_checkpoint_ends_the_packing_with_its_own_error() {
     let guest = Guest::new();
     let root = RootDir::open(&guest.tree).unwrap();
     guest.unpack(&rich_archive()).unwrap();
@@ -401,10 +400,121 @@ fn a_checkpoint_ends_the_work_with_its_own_error() {
         countdown.set(count);
         let error = tar::pack(&root, &mut Vec::new(), &mut |_, _| {}, &checkpoint).unwrap_err();
         assert_eq!(error.root_cause().to_string(), "interrupted");
-        countdown.set(count);
-        let copy = Guest::new();
-        let copy = RootDir::open(&copy.tree).unwrap();
-        let error = tar::unpack(&mut Cursor::new(&archive), &copy, &checkpoint).unwrap_err();
-        assert_eq!(error.root_cause().to_string(), "interrupted");
     }
+}
+
+#[test]
+fn an_archive_is_unpacked_with_the_work_that_there_is_for_it_and_refused_with_less() {
+    let archive = rich_archive();
+    let unpack = |budget: &Budget<'_>| {
+        let guest = Guest::new();
+        tar::unpack(&mut Cursor::new(&archive), &RootDir::open(&guest.tree).unwrap(), budget)
+    };
+    let enough = Budget::of_stream(GIB);
+    unpack(&enough).unwrap();
+    let spent = enough.spent();
+    assert!(spent.bytes <= archive.len() as u64 && spent.records < 300, "{spent:?}");
+    unpack(&Budget::new(spent)).unwrap();
+    for records in [0, 1, 5, spent.records - 1] {
+        let error = unpack(&Budget::new(Work { records, ..spent })).unwrap_err();
+        assert!(format!("{error:#}").contains("more work"), "{error:#}");
+    }
+    let error = unpack(&Budget::new(Work { bytes: spent.bytes - 1, ..spent })).unwrap_err();
+    assert!(format!("{error:#}").contains("more work"), "{error:#}");
+}
+
+/// Bytes, and behind them others again and again. Fails where more is read than there is work for.
+struct Endless {
+    first: Cursor<Vec<u8>>,
+    again: Vec<u8>,
+    at: usize,
+    left: u64,
+}
+
+impl Endless {
+    fn of(first: Vec<u8>, again: Vec<u8>, most: u64) -> Endless {
+        Endless { first: Cursor::new(first), again, at: 0, left: most }
+    }
+}
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut count = self.first.read(buffer)?;
+        if count == 0 {
+            let rest = &self.again[self.at..];
+            count = rest.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&rest[..count]);
+            self.at = (self.at + count) % self.again.len();
+        }
+        self.left = self.left.checked_sub(count as u64).expect("far more is read than there is work for");
+        Ok(count)
+    }
+}
+
+#[test]
+fn an_archive_without_an_end_is_refused_within_its_work() {
+    let sparse = {
+        let mut block = Archive::default().header(b'S', "s", "", 0).0;
+        // Another block of the map follows, and others follow that.
+        block[482] = 1;
+        seal(&mut block);
+        block
+    };
+    let mut more = vec![0; 512];
+    more[504] = 1;
+    let dir = Archive::default().dir("d").0;
+    let deep = Archive::default().pax(b'x', &[("path", &"d/".repeat(2000))]).dir("d").0;
+    let records = Archive::default().pax(b'x', &[("a", "b"); 20_000]).file("f", "").0;
+    let attributes = Archive::default().pax(b'x', &[("SCHILY.xattr.user.a", "b"); 1000]).file("f", "").0;
+    for (what, first, again, records) in [
+        ("the map of a sparse file", sparse, more, 100_000),
+        ("a file again and again", Vec::new(), Archive::default().file("f", "x").0, 3000),
+        ("a file among many directories", dir.repeat(2000), Archive::default().file("d2", "").0, 6000),
+        ("a deep directory", Vec::new(), deep, 20_000),
+        ("records without a meaning", Vec::new(), records, 100_000),
+        ("attributes", Vec::new(), attributes, 20_000),
+    ] {
+        let budget = Budget::new(Work { bytes: 16 << 20, records });
+        // What was read, and not looked at.
+        let mut input = Endless::of(first, again, (16 << 20) + (256 << 10));
+        let guest = Guest::new();
+        let error = tar::unpack(&mut input, &RootDir::open(&guest.tree).unwrap(), &budget).unwrap_err();
+        assert!(format!("{error:#}").contains("more work"), "{what}: {error:#}");
+    }
+}
+
+#[test]
+fn a_path_through_links_takes_the_work_that_it_can_cost() {
+    let links = Archive::default().dir("a").dir("b").symlink("c", "a").symlink("d", "b");
+    let through =
+        (0..50).fold(links, |archive, n| archive.file(&format!("c/{n}"), "").file(&format!("d/{n}"), ""));
+    let budget = Budget::of_stream(GIB);
+    let guest = Guest::new();
+    tar::unpack(&mut Cursor::new(through.end()), &RootDir::open(&guest.tree).unwrap(), &budget).unwrap();
+    assert!((100 * 4096..100 * 4096 + 1000).contains(&budget.spent().records), "{:?}", budget.spent());
+    assert_eq!(fs::read_dir(guest.tree.join("b")).unwrap().count(), 50);
+}
+
+#[test]
+fn names_in_acls_are_looked_up_in_files_that_are_read_once() {
+    const FILES: u64 = 40;
+    const NAMES: u64 = 200;
+    // The largest that is read; those that are named come last.
+    let lines = (1 << 20) / 24;
+    let line = |number: u64| format!("user{number:08}:x:{number:05}:\n");
+    let passwd: String = (0..lines).map(line).collect();
+    assert!(passwd.len() < 1 << 20 && passwd.len() > 1 << 19);
+    let named: Vec<String> =
+        (lines - NAMES..lines).map(|number| format!("user:user{number:08}:r--")).collect();
+    let acl = format!("user::rw-,group::r--,mask::rwx,other::r--,{}", named.join(","));
+    let files = (0..FILES).fold(Archive::default().dir("etc").file("etc/passwd", &passwd), |archive, n| {
+        archive.pax(b'x', &[("SCHILY.acl.access", &acl)]).file(&format!("f{n}"), "")
+    });
+    let (budget, guest) = (Budget::of_stream(GIB), Guest::new());
+    tar::unpack(&mut Cursor::new(files.end()), &RootDir::open(&guest.tree).unwrap(), &budget).unwrap();
+    // A record for each line, once, and one for each 16 bytes of the ACLs.
+    let (acls, spent) = (FILES * (acl.len() as u64 / 16 + 20), budget.spent());
+    assert!((lines..lines + acls + 1000).contains(&spent.records), "{spent:?}");
+    let listed = crate::common::tool("getfacl", &["-n", guest.tree.join("f39").to_str().unwrap()]);
+    assert_eq!(listed.matches("\nuser:").count() as u64, NAMES + 1, "{listed}");
 }

@@ -8,8 +8,11 @@ use std::path::PathBuf;
 use crate::common::unharmed::Guest;
 use anyhow::Result;
 use ganeti_instance_debootstrap::backup::dump::{self, Stats};
+use ganeti_instance_debootstrap::reader::{Budget, Work};
+use ganeti_instance_debootstrap::rootdir::RootDir;
 
 const RECORD: usize = 1024;
+const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
 const TAPE: u32 = 1;
@@ -29,7 +32,7 @@ trait Restore {
 
 impl Restore for Guest {
     fn restore(&self, mut dump: impl Read) -> Result<Stats> {
-        self.beside_the_node(|root| dump::restore(&mut dump, root, &|| Ok(())))
+        self.beside_the_node(|root| dump::restore(&mut dump, root, &Budget::of_stream(GIB)))
     }
 }
 
@@ -555,6 +558,105 @@ fn records_that_dump_compressed_are_read_or_refused_by_name() {
         assert_refused(what, &dump, expected);
     }
     Guest::new().restore(Cursor::new(&plain.0)).unwrap();
+}
+
+/// A dump that does not end: fails where more is read than there is work for.
+fn assert_refused_within(what: &str, budget: Work, stream: impl Iterator<Item = Vec<u8>>) {
+    let mut left = budget.bytes + (256 << 10);
+    let counted = stream.inspect(|piece| {
+        left = left.checked_sub(piece.len() as u64).expect("far more is read than there is work for");
+    });
+    let guest = Guest::new();
+    let root = RootDir::open(&guest.tree).unwrap();
+    let error =
+        dump::restore(&mut Pieces(counted, Cursor::default()), &root, &Budget::new(budget)).unwrap_err();
+    assert!(format!("{error:#}").contains("more work"), "{what}: {error:#}");
+}
+
+#[test]
+fn a_dump_without_an_end_is_refused_within_its_work() {
+    let work = Work { bytes: 4 * MIB, records: 100_000 };
+    let record = |kind: u32, inode: u32, count: u32, data: usize, position: &mut u32| {
+        let addresses = (0..count.div_ceil(4)).map(|word| (C_ADDR + word as usize * 4, 0x0101_0101));
+        let fields: Vec<_> = [(C_COUNT, count), (16, *position)].into_iter().chain(addresses).collect();
+        *position += 1 + data as u32;
+        Dump(Vec::new()).header(kind, inode, &fields).data(&vec![0; data * RECORD]).0
+    };
+    // A map of inodes that goes on and on.
+    let mut position = 1;
+    let start = Dump(Vec::new()).header(TAPE, 0, &[]).0;
+    let maps = std::iter::repeat_with(|| {
+        let kind = if position == 1 { CLRI } else { ADDR };
+        record(kind, 0, 100, 100, &mut position)
+    });
+    assert_refused_within("a map", work, std::iter::once(start).chain(maps));
+    // A file that has data behind its end, without one.
+    let start = Dump::with_root(&[(12, b"a")]).file(12, b"x").0;
+    let mut position = (start.len() / RECORD) as u32;
+    let data = std::iter::repeat_with(|| record(ADDR, 12, 200, 200, &mut position));
+    assert_refused_within("data behind a file", work, std::iter::once(start.clone()).chain(data));
+    // And one that has none, but headers.
+    let mut position = (start.len() / RECORD) as u32;
+    let headers = std::iter::repeat_with(|| record(ADDR, 12, 0, 0, &mut position));
+    let few = Work { records: 1000, ..work };
+    assert_refused_within("headers of a file", few, std::iter::once(start).chain(headers));
+}
+
+/// Two directories that are as deep as paths can be, and files that lie in the one and the other by turns.
+fn by_turns(depth: u32, files: u32) -> Dump {
+    let chain = |side: u32, level: u32| 100 + side * depth + level;
+    let file = |number: u32| 6000 + number;
+    let all = [2].into_iter().chain((0..2 * depth).map(|n| 100 + n)).chain((0..files).map(file));
+    let roots: [(u32, &[u8]); 2] = [(chain(0, 0), b"a"), (chain(1, 0), b"b")];
+    let mut dump = Dump::of(&all.collect::<Vec<u32>>()).dir(2, 2, &roots);
+    for side in 0..2 {
+        for level in 0..depth {
+            let parent = if level == 0 { 2 } else { chain(side, level - 1) };
+            let names: Vec<(u32, Vec<u8>)> = match level + 1 == depth {
+                false => vec![(chain(side, level + 1), b"d".to_vec())],
+                true => {
+                    let own = (0..files).filter(|number| number % 2 == side);
+                    own.map(|number| (file(number), format!("{number:x}").into_bytes())).collect()
+                }
+            };
+            let entries: Vec<(u32, &[u8])> = names.iter().map(|(inode, name)| (*inode, &name[..])).collect();
+            dump = dump.dir(chain(side, level), parent, &entries);
+        }
+    }
+    (0..files).fold(dump, |dump, number| dump.file(file(number), b"")).end()
+}
+
+#[test]
+fn directories_that_are_opened_again_and_again_take_the_work_that_there_is() {
+    let restore = |files: u32, budget: &Budget<'_>| {
+        let (dump, guest) = (by_turns(1900, files), Guest::new());
+        dump::restore(&mut Cursor::new(&dump.0), &RootDir::open(&guest.tree).unwrap(), budget)
+    };
+    let without = Budget::of_stream(GIB);
+    restore(0, &without).unwrap();
+    let with = Budget::of_stream(GIB);
+    assert_eq!(restore(60, &with).unwrap().files, 60);
+    // Each file's directory is a way of 1,900.
+    let more = with.spent().records - without.spent().records;
+    assert!((60 * 1600..60 * 2000).contains(&more), "{more} for 60 files");
+    let error =
+        restore(60, &Budget::new(Work { records: with.spent().records - 1, ..with.limit() })).unwrap_err();
+    assert!(format!("{error:#}").contains("more work"), "{error:#}");
+}
+
+#[test]
+fn attributes_that_share_their_value_are_refused() {
+    let attributes: Fields = &[(C_FLAGS, 0x8002), (C_EXTATTRIBUTES, 3)];
+    let mut block = 0xea02_0001_u32.to_le_bytes().to_vec();
+    for name in b'a'..b'q' {
+        // One letter, user.*, and where the value is: the same for all.
+        block.extend([1, 1, 0, 4]);
+        [0_u32, 2000, 0].iter().for_each(|word| block.extend(word.to_le_bytes()));
+        block.extend([name, 0, 0, 0]);
+    }
+    block.resize(4 * RECORD, 0);
+    let dump = Dump::with_root(&[(12, b"a")]).file(12, b"x").inode(12, FILE, &block, attributes).end();
+    assert_refused("shared values", &dump, "share their values");
 }
 
 #[test]

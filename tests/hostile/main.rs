@@ -10,3 +10,4 @@ mod disks;
 mod dumps;
 mod foreign_text;
 mod guests;
+mod work;

@@ -49,6 +49,16 @@ impl Chunks {
         Ok(chunks)
     }
 
+    /// Refuses chunks that lie over each other on the disk. Without that, what is marked could be marked once for each.
+    pub fn refuse_more_than(&self, device_bytes: u64) -> Parsed<()> {
+        let copies = |chunk: &Chunk| if chunk.places[0] == chunk.places[1] { 1 } else { 2 };
+        let taken = |sum: u64, chunk: &Chunk| sum.checked_add(chunk.length.checked_mul(copies(chunk))?);
+        match self.0.iter().try_fold(0, taken) {
+            Some(sum) if sum <= device_bytes => Ok(()),
+            _ => give_up(format!("its chunks take more than the {device_bytes} bytes of the device")),
+        }
+    }
+
     /// Takes the next item of the chunk tree, in the order of the tree.
     pub fn take(&mut self, superblock: &Superblock, key: Key, item: &[u8]) -> Parsed<()> {
         if key.kind == CHUNK_ITEM {

@@ -34,6 +34,8 @@ const FILE_EXTENT_BYTES: usize = 53;
 const INLINE: u8 = 0;
 /// Log trees: one for each subvolume that was written.
 const LOGS_MAX: usize = 1 << 14;
+/// BTRFS_MAX_EXTENT_SIZE: larger data has more extents.
+const EXTENT_MAX_BYTES: u64 = 128 << 20;
 
 /// What is in use of the region, in which a btrfs is.
 pub fn map(region: &Region<'_>) -> Parsed<AllocationMap> {
@@ -42,6 +44,7 @@ pub fn map(region: &Region<'_>) -> Parsed<AllocationMap> {
     let mut chunks = Chunks::default();
     let forest = Forest { region, superblock: &superblock, chunks: &system };
     forest.walk(superblock.chunk_root, &mut |key, item| chunks.take(&superblock, key, item))?;
+    chunks.refuse_more_than(superblock.device_bytes)?;
     if !chunks.contain(&system) {
         return give_up("the superblock and the chunk tree differ");
     }
@@ -113,6 +116,7 @@ fn mark_logged(forest: &Forest<'_>, log: Root, map: &mut AllocationMap) -> Parse
         roots.push(root_of(item));
         Ok(())
     })?;
+    refuse_repeated(&roots)?;
     for root in roots {
         forest.walk(root, &mut |key, item| {
             if key.kind != FILE_EXTENT || item.get(20) == Some(&INLINE) {
@@ -124,11 +128,24 @@ fn mark_logged(forest: &Forest<'_>, log: Root, map: &mut AllocationMap) -> Parse
             match (le64(item, 21), le64(item, 29)) {
                 // A hole.
                 (0, _) => Ok(()),
+                (_, length) if length > EXTENT_MAX_BYTES => {
+                    give_up(format!("a file in the log trees has an extent of {length} bytes"))
+                }
                 (at, length) => forest.chunks.mark(at, length, map),
             }
         })?;
     }
     Ok(())
+}
+
+/// A log tree belongs to one subvolume. One that is there twice would be read twice.
+fn refuse_repeated(roots: &[Root]) -> Parsed<()> {
+    let mut places: Vec<u64> = roots.iter().map(|root| root.at).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => give_up(format!("the log tree at {} is there more than once", pair[0])),
+        None => Ok(()),
+    }
 }
 
 /// What a root's item says, behind an inode's item of 160 bytes.

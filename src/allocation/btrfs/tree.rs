@@ -44,6 +44,7 @@ impl Forest<'_> {
         if count > body.len() / entry_bytes || (count == 0 && (first.is_some() || block.level > 0)) {
             return broken();
         }
+        self.region.look_at(count)?;
         for (index, entry) in body[..count * entry_bytes].chunks_exact(entry_bytes).enumerate() {
             let key = Key::read(entry);
             if index == 0 && first.is_some_and(|first| first != key) {

@@ -39,6 +39,7 @@ pub fn mark(blocks: &Blocks<'_>, superblock: &Superblock, map: &mut AllocationMa
         let bytes = blocks.read(at)?;
         map.mark(at * superblock.block_bytes, superblock.block_bytes);
         let first = index * per_block;
+        blocks.region.look_at(per_block.min(superblock.groups - first) as usize)?;
         let descriptors = bytes
             .chunks_exact(superblock.descriptor_bytes)
             .zip(first..superblock.groups)

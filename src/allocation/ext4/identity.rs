@@ -9,7 +9,7 @@ use super::Blocks;
 use super::journal::{self, Journal};
 use super::superblock::{self, Superblock};
 use crate::reader::checksum::Crc32c;
-use crate::reader::{GiveUp, Parsed, ReadAt, Region, give_up};
+use crate::reader::{Budget, GiveUp, Parsed, ReadAt, Region, give_up};
 
 /// Of a superblock of either kind.
 pub const SUPERBLOCK_BYTES: usize = superblock::BYTES;
@@ -29,10 +29,10 @@ pub struct Identity {
 
 /// Of the filesystem that `disk` is, in `size_bytes`; an error where it is not at rest, or not known.
 pub fn identity(disk: &dyn ReadAt, size_bytes: u64) -> Result<Identity> {
-    match of_volume(&Region::new(disk, 0, size_bytes)) {
+    match of_volume(&Region::new(disk, &Budget::of_disk(size_bytes), 0, size_bytes)) {
         Ok(identity) => Ok(identity),
         Err(GiveUp::NotUnderstood(reason)) => Err(anyhow!("the filesystem cannot be copied: {reason}")),
-        Err(GiveUp::Unreadable(error)) => Err(error),
+        Err(GiveUp::Failed(error)) => Err(error),
     }
 }
 

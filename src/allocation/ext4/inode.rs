@@ -51,8 +51,9 @@ pub fn journal_runs(region: &Region<'_>, superblock: &Superblock) -> Parsed<Vec<
     if le16(&bytes, 0x0) & TYPE_MASK != REGULAR || le16(&bytes, 0x1a) == 0 || flags & INLINE_DATA != 0 {
         return give_up("the journal's inode is none of a file");
     }
-    if wanted == 0 || wanted > BLOCKS_MAX {
-        return give_up(format!("its journal has {wanted} blocks; up to {BLOCKS_MAX} are read"));
+    let most = BLOCKS_MAX.min(superblock.blocks);
+    if wanted == 0 || wanted > most {
+        return give_up(format!("its journal has {wanted} blocks; up to {most} are read"));
     }
     let mut reader = Reader {
         region,
@@ -77,7 +78,18 @@ pub fn journal_runs(region: &Region<'_>, superblock: &Superblock) -> Parsed<Vec<
     if reader.found != wanted {
         return give_up(format!("its journal has {wanted} blocks, and {} of them are found", reader.found));
     }
+    refuse_overlap(&reader.runs)?;
     Ok(reader.runs)
+}
+
+/// A block twice in a journal would be read, and carried out, as often as it is there.
+fn refuse_overlap(runs: &[Run]) -> Parsed<()> {
+    let mut places: Vec<_> = runs.iter().map(|run| run.block..run.block + run.count).collect();
+    places.sort_unstable_by_key(|place| place.start);
+    match places.windows(2).find(|pair| pair[0].end > pair[1].start) {
+        Some(pair) => give_up(format!("block {} is more than once in its journal", pair[1].start)),
+        None => Ok(()),
+    }
 }
 
 /// The sum that those of the inode's blocks go on from, where it matches its own.
@@ -113,6 +125,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Takes the next blocks of the file.
     fn take(&mut self, block: u64, count: u64) -> Parsed<()> {
+        self.region.look_at(1)?;
         let end = block.checked_add(count);
         if block <= self.superblock.first_block || end.is_none_or(|end| end > self.superblock.blocks) {
             return give_up(format!("a block of its journal is {block}, out of bounds"));

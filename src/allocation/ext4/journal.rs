@@ -1,7 +1,7 @@
 //! The journal (jbd2): which blocks have a newer copy in it, in a transaction that was committed, and was not revoked. It
 //! follows the log as fs/jbd2/recovery.c does, and reads of it only what says where things are, and the copies asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::inode::{Run, journal_runs};
 use super::read_blocks;
@@ -242,6 +242,7 @@ impl Walk<'_> {
             match kind {
                 DESCRIPTOR => {
                     for tag in log.format.tags(&block) {
+                        self.region.look_at(1)?;
                         let Tag { block, checksum, escaped } = tag;
                         transaction.copies.push((block, Copy { index: at, sequence, checksum, escaped }));
                         at = step(at)?;
@@ -249,13 +250,7 @@ impl Walk<'_> {
                 }
                 REVOKE => transaction.revokes.push(this),
                 _ => {
-                    copies.extend(transaction.copies.drain(..));
-                    // A revoke is of all copies up to its own transaction's.
-                    for index in transaction.revokes.drain(..) {
-                        for block in log.format.revoked(&self.read(index)?)? {
-                            copies.remove(&block);
-                        }
-                    }
+                    self.commit(std::mem::take(&mut transaction), log.format, &mut copies)?;
                     sequence = sequence.wrapping_add(1);
                 }
             }
@@ -267,6 +262,29 @@ impl Walk<'_> {
             }
         }
         Ok(copies)
+    }
+
+    /// Carries a transaction out: a revoke is of all copies up to its own transaction's.
+    fn commit(
+        &self,
+        transaction: Transaction,
+        format: Format,
+        copies: &mut HashMap<u64, Copy>,
+    ) -> Parsed<()> {
+        copies.extend(transaction.copies);
+        let mut revoked = HashSet::new();
+        for index in transaction.revokes {
+            let blocks = format.revoked(&self.read(index)?)?;
+            self.region.look_at(blocks.len())?;
+            for block in blocks {
+                // jbd2 revokes a block that is freed, and frees none again that was not allocated meanwhile.
+                if !revoked.insert(block) {
+                    return give_up(format!("its journal revokes block {block} twice at once"));
+                }
+                copies.remove(&block);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -93,6 +93,7 @@ impl Walk<'_> {
         if !(count_min..=count_max).contains(&count) {
             return self.broken(&format!("counts {count} records in block {number}"));
         }
+        self.region.look_at(count)?;
         if level == 0 {
             return body[..count * RECORD_BYTES].chunks_exact(RECORD_BYTES).try_for_each(|r| self.record(r));
         }

@@ -109,6 +109,7 @@ impl Replay<'_> {
     fn record(&mut self, record: &Record) -> Parsed<()> {
         let mut rest = record.data.as_slice();
         for _ in 0..record.operations {
+            self.region.look_at(1)?;
             let Some((operation, behind)) = rest.split_at_checked(OPERATION_BYTES) else {
                 return broken();
             };
@@ -353,8 +354,10 @@ impl<'a> Change<'a> {
         let Some(at) = at.filter(|at| at.saturating_add(length) <= geometry.size_bytes()) else {
             return broken();
         };
+        // In words, as many as tell of all of the buffer.
         let bitmap = &description[BUFFER_MIN_BYTES..];
-        let bitmap_bytes = (le32(description, 16) as usize).saturating_mul(4).min(bitmap.len());
+        let words = (le32(description, 16) as usize).min((length as usize).div_ceil(PIECE_BYTES * 32));
+        let bitmap_bytes = (words * 4).min(bitmap.len());
         Ok(Change {
             at,
             length: length as usize,

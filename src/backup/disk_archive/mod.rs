@@ -25,6 +25,14 @@ pub const MANIFEST_BYTES_MAX: u64 = 2 << 20;
 /// Runs of data, and of zeros, in a disk; whoever finds more joins those that lie close together.
 pub const RANGES_MAX: usize = 32 * 1024;
 
+/// The smallest that a disk reads or writes; disks of larger sectors have fewer.
+const SECTOR_BYTES: u64 = 512;
+
+/// How many a disk of `size_bytes` may have: a small one has no more than it has sectors.
+fn ranges_max(size_bytes: u64) -> usize {
+    usize::try_from(size_bytes.div_ceil(SECTOR_BYTES)).map_or(RANGES_MAX, |sectors| sectors.min(RANGES_MAX))
+}
+
 /// A parser makes tens of bytes of each byte that separates something: what an honest one has, and some more.
 const MANIFEST_LINES_MAX: usize = 32 * 1024;
 const MANIFEST_ELEMENTS_MAX: usize = 4 * RANGES_MAX;
@@ -106,7 +114,7 @@ impl Manifest {
             "instance.toml has {} partitions",
             manifest.partitions.len()
         );
-        ensure!(manifest.disk.zero.len() <= RANGES_MAX, "instance.toml has too many ranges of zeros");
+        ensure!(manifest.disk.zero.len() <= ranges_max(size), "instance.toml has too many ranges of zeros");
         let partitions = manifest.partitions.iter().map(|part| (part.start_bytes, part.size_bytes));
         for (start, length) in partitions.chain(manifest.disk.zero.iter().copied()) {
             let fits = start.checked_add(length).is_some_and(|end| end <= size);

@@ -5,10 +5,10 @@ use std::io::Read;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, RANGES_MAX};
+use super::{DIGEST, DISK, Digest, MANIFEST, MANIFEST_BYTES_MAX, Manifest, ranges_max};
+use crate::reader::Budget;
 use crate::report::Foreign;
 use crate::report::WithHint;
-use crate::tar::Checkpoint;
 use crate::tar::archive::{self, Entry, EntryKind, Extent, Input};
 
 /// Of the digest's member.
@@ -31,12 +31,12 @@ pub struct Image<'a> {
 
 impl<'a> Image<'a> {
     /// Reads up to the data: what disk it is, and where the data belongs.
-    pub fn open(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Image<'a>> {
-        Image::begin(source, checkpoint).hint(DAMAGED)
+    pub fn open(source: &'a mut dyn Read, budget: &'a Budget<'a>) -> Result<Image<'a>> {
+        Image::begin(source, budget).hint(DAMAGED)
     }
 
-    fn begin(source: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Image<'a>> {
-        let mut input = Input::new(source, checkpoint);
+    fn begin(source: &'a mut dyn Read, budget: &'a Budget<'a>) -> Result<Image<'a>> {
+        let mut input = Input::new(source, budget);
         let first = next(&mut input, MANIFEST)?;
         ensure!(first.sparse.is_none(), "{MANIFEST} is a sparse file");
         let text = input.whole(MANIFEST_BYTES_MAX)?;
@@ -60,7 +60,8 @@ impl<'a> Image<'a> {
             }
         };
         let runs: Vec<Extent> = runs.into_iter().filter(|run| run.length > 0).collect();
-        ensure!(runs.len() <= RANGES_MAX, "{DISK} comes in {} pieces; {RANGES_MAX} are read", runs.len());
+        let most = ranges_max(size);
+        ensure!(runs.len() <= most, "{DISK} comes in {} pieces; {most} are read", runs.len());
         let digest = Digest::begin(&text, runs.iter().map(|run| (run.offset, run.length)));
         Ok(Image { input, manifest, runs, digest })
     }
@@ -103,7 +104,7 @@ impl<'a> Image<'a> {
 /// else comes first than should. As a tree it would become a disk of three files.
 pub fn begins(first_bytes: &[u8]) -> bool {
     let mut rest = first_bytes;
-    let first = archive::next(&mut Input::new(&mut rest, &|| Ok(())));
+    let first = archive::next(&mut Input::new(&mut rest, &Budget::unlimited()));
     let path = match &first {
         Ok(Some(entry)) => &entry.path,
         // Damaged: by what its first header seems to say.

@@ -43,11 +43,15 @@ pub(super) fn parse(block: &[u8]) -> Result<Vec<Attribute>> {
         INODE_MAGIC => (&block[INODE_HEADER_BYTES..], 0),
         magic => bail!("a block of attributes has the magic number {magic:#x}, which is not known"),
     };
-    let mut attributes = Vec::new();
+    let (mut attributes, mut taken_bytes) = (Vec::new(), 0);
     let mut rest = values.get(first..).context("a block of attributes is cut short")?;
     // Four zero bytes end the list; each round takes an entry's bytes.
     while rest.len() >= 4 && le32(rest, 0) != 0 {
         let (attribute, after) = entry(rest, values)?;
+        // Each has bytes of its own, and an ACL becomes up to twice as long. Thousands that share their bytes would be
+        // copied, and set, thousands of times.
+        taken_bytes += attribute.1.len();
+        ensure!(taken_bytes <= 2 * block.len(), "the attributes share their values");
         attributes.push(attribute);
         rest = after;
     }

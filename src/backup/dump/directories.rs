@@ -20,9 +20,10 @@ use super::map::Map;
 use super::names::{Collector, Merge, Sorted};
 use super::records::Records;
 use super::{LOST_AND_FOUND, ROOT, Stats, attributes, finish};
+use crate::reader::Budget;
 use crate::report::Foreign;
 use crate::rootdir::RootDir;
-use crate::tar::{Checkpoint, PATH_BYTES_MAX};
+use crate::tar::PATH_BYTES_MAX;
 
 /// Each takes sixteen bytes.
 const DIRECTORIES_MAX: usize = 1 << 21;
@@ -51,19 +52,21 @@ struct Directory {
 /// The directories while they come.
 pub(super) struct Collected<'a> {
     root: &'a RootDir,
+    budget: &'a Budget<'a>,
     directories: Vec<Directory>,
     /// Inode and attributes of each, in their order.
     inodes: BufWriter<File>,
-    names: Collector,
+    names: Collector<'a>,
 }
 
 impl<'a> Collected<'a> {
-    pub(super) fn new(root: &'a RootDir) -> Result<Collected<'a>> {
+    pub(super) fn new(root: &'a RootDir, budget: &'a Budget<'a>) -> Result<Collected<'a>> {
         Ok(Collected {
             root,
+            budget,
             directories: Vec::new(),
             inodes: BufWriter::new(tmpfile_in(root)?),
-            names: Collector::new(tmpfile_in(root)?),
+            names: Collector::new(tmpfile_in(root)?, budget),
         })
     }
 
@@ -141,18 +144,19 @@ impl<'a> Collected<'a> {
     }
 
     /// Makes all of them, empty.
-    pub(super) fn make(self, checkpoint: Checkpoint<'_>) -> Result<(Directories<'a>, Sorted)> {
+    pub(super) fn make(self) -> Result<(Directories<'a>, Sorted)> {
         let sorted = self.names.sort()?;
         let inodes = self.inodes.into_inner().context("writing down directories")?;
-        let (directories, names) = name_all(self.root, self.directories, &mut sorted.read()?)?;
+        let (directories, names) = name_all(self.root, self.directories, &mut sorted.read(self.budget)?)?;
         let mut made = Directories {
             root: self.root,
+            budget: self.budget,
             directories,
             inodes,
             names,
             held: std::iter::repeat_with(|| None).take(HELD_MAX).collect(),
         };
-        made.make_all(checkpoint)?;
+        made.make_all()?;
         Ok((made, sorted))
     }
 }
@@ -207,6 +211,7 @@ fn name_all(
 /// The directories when they are made.
 pub(super) struct Directories<'a> {
     root: &'a RootDir,
+    budget: &'a Budget<'a>,
     directories: Vec<Directory>,
     inodes: File,
     /// Of each its length and itself.
@@ -256,6 +261,7 @@ impl Directories<'_> {
 
     /// A directory in its parent: nothing but what was made here lies on the way.
     fn open_in(&self, parent: &OwnedFd, index: u32, flags: OFlags) -> Result<OwnedFd> {
+        self.budget.look_at(1)?;
         let name = self.name(index)?.context("the root has no parent")?;
         let number = self.directories[index as usize].inode_number;
         openat(parent, name.as_slice(), flags | OFlags::CLOEXEC, Mode::empty())
@@ -287,7 +293,7 @@ impl Directories<'_> {
     }
 
     /// Parents first.
-    fn make_all(&mut self, checkpoint: Checkpoint<'_>) -> Result<()> {
+    fn make_all(&mut self) -> Result<()> {
         let mut made = vec![false; self.directories.len()];
         let root = self.directories.binary_search_by_key(&ROOT, |d| d.inode_number);
         let Ok(root) = root else {
@@ -296,7 +302,6 @@ impl Directories<'_> {
         made[root] = true;
         let mut missing = Vec::new();
         for index in 0..self.directories.len() {
-            checkpoint()?;
             let mut at = index;
             while !made[at] {
                 missing.push(at);
@@ -317,6 +322,7 @@ impl Directories<'_> {
     }
 
     fn make_one(&mut self, index: u32) -> Result<()> {
+        self.budget.look_at(1)?;
         let name = self.name(index)?.context("the root is there already")?;
         let parent = self.directories[index as usize].parent;
         let path_bytes = usize::from(self.directories[parent as usize].path_bytes) + name.len() + 1;
@@ -334,12 +340,12 @@ impl Directories<'_> {
     }
 
     /// Sets owners, modes, attributes, times and flags: the last thing to be done.
-    pub(super) fn finish(mut self, checkpoint: Checkpoint<'_>, stats: &mut Stats) -> Result<()> {
+    pub(super) fn finish(mut self, stats: &mut Stats) -> Result<()> {
         let mut inodes = self.inodes.try_clone().context("reading the directories' inodes")?;
         inodes.seek(SeekFrom::Start(0)).context("reading the directories' inodes")?;
         let mut inodes = BufReader::new(inodes);
         for index in 0..u32::try_from(self.directories.len())? {
-            checkpoint()?;
+            self.budget.look_at(1)?;
             let (inode, blocks) = read_back(&mut inodes).context("reading the directories' inodes")?;
             self.finish_one(index, &inode, &blocks, stats).with_context(|| {
                 format!("restoring directory {}", self.directories[index as usize].inode_number)

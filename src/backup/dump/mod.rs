@@ -28,8 +28,8 @@ use std::io::Read;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FileType;
 
+use crate::reader::Budget;
 use crate::rootdir::RootDir;
-use crate::tar::Checkpoint;
 use directories::{Collected, Directories};
 use files::Files;
 use header::{Header, Kind};
@@ -75,17 +75,17 @@ pub struct Stats {
 /// Restores the level 0 dump `input`, the plain bytes of one volume, to the filesystem at `root`, which
 /// must be fresh: empty but for lost+found.
 ///
-/// Reads to the end of `input`. Anything but a whole, sound dump is an error; what was restored until
-/// then stays. Flags such as `immutable` are set as in the original.
-pub fn restore(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>) -> Result<Stats> {
+/// Reads to the end of `input`. Anything but a whole, sound dump is an error, and so is one that asks for
+/// more work than `budget` has; what was restored until then stays. Flags such as `immutable` are set as in the original.
+pub fn restore(input: &mut impl Read, root: &RootDir, budget: &Budget<'_>) -> Result<Stats> {
     expect_fresh(root)?;
-    let mut records = Records::open(input, checkpoint)?;
+    let mut records = Records::open(input, budget)?;
     let volume = records.header()?;
     expect_level_0(&volume)?;
     let (map, mut header) = maps(&mut records)?;
     let mut stats = Stats::default();
 
-    let mut collected = Collected::new(root)?;
+    let mut collected = Collected::new(root, budget)?;
     let mut last = 0;
     while kind_of(&header)? == Some(FileType::Directory) {
         let inode_number = header.inode_number();
@@ -95,9 +95,9 @@ pub fn restore(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>
             .with_context(|| format!("reading directory {inode_number}"))?;
         last = inode_number;
     }
-    let (mut directories, names) = collected.make(checkpoint)?;
+    let (mut directories, names) = collected.make()?;
 
-    let mut names = names.read()?;
+    let mut names = names.read(budget)?;
     last = 0;
     while kind_of(&header)?.is_some() {
         let inode_number = header.inode_number();
@@ -119,7 +119,7 @@ pub fn restore(input: &mut impl Read, root: &RootDir, checkpoint: Checkpoint<'_>
     }
     expect_none_missing(last, map.last() + 1, &map, &directories)?;
     records.end(volume.blocking())?;
-    directories.finish(checkpoint, &mut stats)?;
+    directories.finish(&mut stats)?;
     Ok(stats)
 }
 

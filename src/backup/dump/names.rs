@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::reader::Budget;
 use crate::reader::integers::le32;
 
 /// What is sorted at once.
@@ -34,7 +35,8 @@ pub(super) struct Entry {
 }
 
 /// The names while they come.
-pub(super) struct Collector {
+pub(super) struct Collector<'a> {
+    budget: &'a Budget<'a>,
     file: File,
     file_bytes: u64,
     /// Entries as they will lie in the file, and where each begins.
@@ -50,14 +52,16 @@ pub(super) struct Sorted {
     runs: Vec<u64>,
 }
 
-impl Collector {
-    /// `file` is empty.
-    pub(super) fn new(file: File) -> Collector {
-        Collector { file, file_bytes: 0, buffer: Vec::new(), starts: Vec::new(), runs: Vec::new() }
+impl<'a> Collector<'a> {
+    /// `file` is empty. Each name is spent of the budget, and once more where it is read again.
+    pub(super) fn new(file: File, budget: &'a Budget<'a>) -> Collector<'a> {
+        let (buffer, starts, runs) = (Vec::new(), Vec::new(), Vec::new());
+        Collector { budget, file, file_bytes: 0, buffer, starts, runs }
     }
 
     /// Adds a name of at most 255 bytes.
     pub(super) fn add(&mut self, inode_number: u32, parent: u32, name: &[u8]) -> Result<()> {
+        self.budget.look_at(1)?;
         if self.buffer.len() + HEAD_BYTES + name.len() > RUN_BYTES {
             self.write_run()?;
         }
@@ -102,9 +106,9 @@ impl Collector {
 
 impl Sorted {
     /// All names from the first one on.
-    pub(super) fn read(&self) -> Result<Merge<'_>> {
+    pub(super) fn read<'a>(&'a self, budget: &'a Budget<'a>) -> Result<Merge<'a>> {
         let begins = std::iter::once(0).chain(self.runs.iter().copied());
-        let mut merge = Merge { runs: Vec::new(), heads: BinaryHeap::new() };
+        let mut merge = Merge { budget, runs: Vec::new(), heads: BinaryHeap::new() };
         for (at, end) in begins.zip(self.runs.iter().copied()) {
             merge.runs.push(BufReader::with_capacity(READ_BYTES, Section { file: &self.file, at, end }));
             merge.advance(merge.runs.len() - 1)?;
@@ -115,6 +119,7 @@ impl Sorted {
 
 /// Names in the order of their inodes, then of their directories.
 pub(super) struct Merge<'a> {
+    budget: &'a Budget<'a>,
     runs: Vec<BufReader<Section<'a>>>,
     /// Inode number, directory, run: of the next entry of each run. The rest of it is still to be read.
     heads: BinaryHeap<Reverse<(u32, u32, usize)>>,
@@ -131,6 +136,7 @@ impl Merge<'_> {
         let Some(Reverse((inode_number, parent, index))) = self.heads.pop() else {
             return Ok(None);
         };
+        self.budget.look_at(1)?;
         let run = &mut self.runs[index];
         let mut length = [0];
         run.read_exact(&mut length).context("reading names")?;
@@ -196,6 +202,7 @@ impl io::Write for Tail<'_> {
 #[cfg(test)]
 mod tests {
     use super::{Collector, Entry, RUN_BYTES};
+    use crate::reader::Budget;
 
     #[test]
     fn names_of_several_runs_come_inode_by_inode_as_often_as_wanted() {
@@ -205,7 +212,8 @@ mod tests {
             parent: number,
             name: format!("{number:0200}").into_bytes(),
         };
-        let mut collector = Collector::new(tempfile::tempfile().unwrap());
+        let budget = Budget::unlimited();
+        let mut collector = Collector::new(tempfile::tempfile().unwrap(), &budget);
         let mut expected: Vec<Entry> = (0..count).map(entry).collect();
         for entry in &expected {
             collector.add(entry.inode_number, entry.parent, &entry.name).unwrap();
@@ -214,7 +222,7 @@ mod tests {
         let sorted = collector.sort().unwrap();
         assert!(sorted.runs.len() > 2);
         for _ in 0..2 {
-            let mut merge = sorted.read().unwrap();
+            let mut merge = sorted.read(&budget).unwrap();
             let mut found = Vec::new();
             while let Some(inode) = merge.next_inode() {
                 while let Some(entry) = merge.next_of(inode).unwrap() {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::header::{Header, Kind};
 use super::volume::Volume;
 use super::{RECORD_BYTES, attributes};
-use crate::tar::{CHECKPOINT_BYTES, Checkpoint};
+use crate::reader::Budget;
 
 /// One buffer carries all data.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -19,34 +19,32 @@ pub(super) type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<()> + 'a;
 /// A dump, read from its first record to its last.
 pub(super) struct Records<'a> {
     volume: Volume<'a>,
-    checkpoint: Checkpoint<'a>,
+    budget: &'a Budget<'a>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     /// Records that were taken.
     taken: u64,
-    unchecked_bytes: u64,
     /// What the first header says.
     date: Option<u32>,
 }
 
 impl<'a> Records<'a> {
-    pub(super) fn open(input: &'a mut dyn Read, checkpoint: Checkpoint<'a>) -> Result<Records<'a>> {
+    pub(super) fn open(input: &'a mut dyn Read, budget: &'a Budget<'a>) -> Result<Records<'a>> {
         Ok(Records {
             volume: Volume::open(input).context("reading the dump's first record")?,
-            checkpoint,
+            budget,
             buffer: vec![0; BUFFER_BYTES],
             start: 0,
             end: 0,
             taken: 0,
-            unchecked_bytes: 0,
             date: None,
         })
     }
 
     /// The next record, which must be a header.
     pub(super) fn header(&mut self) -> Result<Header> {
-        (self.checkpoint)()?;
+        self.budget.look_at(1)?;
         let position = self.taken;
         let mut block = Box::new([0; RECORD_BYTES]);
         block.copy_from_slice(self.piece(1)?);
@@ -87,9 +85,7 @@ impl<'a> Records<'a> {
                     if wanted > 0 {
                         sink(offset, &piece[..wanted as usize])?;
                     }
-                    let length = piece.len() as u64;
-                    offset += length;
-                    self.check_after(length)?;
+                    offset += piece.len() as u64;
                 }
             }
             let next = self.header()?;
@@ -190,16 +186,6 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Calls the checkpoint when much data went by since the last time.
-    fn check_after(&mut self, bytes: u64) -> Result<()> {
-        self.unchecked_bytes += bytes;
-        if self.unchecked_bytes >= CHECKPOINT_BYTES {
-            self.unchecked_bytes = 0;
-            (self.checkpoint)()?;
-        }
-        Ok(())
-    }
-
     /// The next records, at least one and at most `most`.
     fn piece(&mut self, most: usize) -> Result<&[u8]> {
         let records = (self.fill()? / RECORD_BYTES).min(most);
@@ -224,8 +210,11 @@ impl<'a> Records<'a> {
         while self.end - self.start < RECORD_BYTES {
             match self.volume.read(&mut self.buffer[self.end..]) {
                 Ok(0) => break,
-                Ok(length) => self.end += length,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(length) => {
+                    self.budget.read(length as u64)?;
+                    self.end += length;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => self.budget.look_at(0)?,
                 Err(error) => {
                     return Err(error).with_context(|| format!("reading the dump at KiB {}", self.taken));
                 }
