@@ -18,6 +18,9 @@ use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::{Settings, table};
 use crate::sys::tmpfile;
 
+/// More than any parameter needs.
+const PARAM_MAX_BYTES: u64 = 1 << 20;
+
 /// Makes a disk image; the file appears when it is complete.
 pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     if args.output.exists() && !args.force {
@@ -56,9 +59,6 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
     report::line(&format!("{:>10}  {}", "image", args.output.display()));
     Ok(Outcome::Done)
 }
-
-/// More than any parameter needs.
-const PARAM_MAX_BYTES: u64 = 1 << 20;
 
 /// A parameter as the command line gives it: `@FILE` stands for what a file holds, `@-` for standard input, `@@` for a value that
 /// begins with @. A line break at the end is left out.

@@ -81,3 +81,28 @@ fn the_readme_shows_every_setting() {
     }
     compare_part("README.md", "settings", &table);
 }
+
+#[test]
+fn every_test_that_docs_trust_names_is_there() {
+    let functions: std::collections::BTreeSet<String> = ["tests", "src"]
+        .into_iter()
+        .flat_map(|dir| walkdir::WalkDir::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)))
+        .map(|entry| entry.unwrap().into_path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs"))
+        .flat_map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            let names = text
+                .split("#[test]")
+                .skip(1)
+                .filter_map(|rest| Some(rest.split_once("fn ")?.1.split_once('(')?.0.to_owned()));
+            names.collect::<Vec<_>>()
+        })
+        .collect();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trust.md")).unwrap();
+    let lists: Vec<&str> = text.split('[').skip(1).filter_map(|rest| Some(rest.split_once(']')?.0)).collect();
+    let named: Vec<&str> = lists.iter().flat_map(|list| list.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 40, "{}", named.len());
+    for name in named {
+        assert!(functions.contains(name), "docs/trust.md names the test {name}, which is not there");
+    }
+}

@@ -10,4 +10,5 @@ mod disks;
 mod dumps;
 mod foreign_text;
 mod guests;
+mod secrets;
 mod work;

@@ -1,0 +1,145 @@
+//! What other users of the node could read or hold: images, command lines, the lock of the cache.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ganeti_instance_debootstrap::cache::Store;
+
+use crate::common::{Mounted, Node, killed_with_us, log_of, root_offset, tool};
+
+const HASH: &str =
+    "$6$salt$IxDD3jeSOb5eB1CX5LBsqZFVkJdido3OUILO5Ifz5iwMuTS4XMS130MTSuDDl3aCI6WouIL9AjRbLCelDCy.g.";
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn nobody_else_can_lock_the_cache_or_write_to_it() {
+    let node = Node::bare();
+    let new = node.path().join("new/cache");
+    let store = Store::new(&new);
+    store.make_dir().unwrap();
+    assert_eq!(mode(&new), 0o700);
+
+    let open = node.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o757)).unwrap();
+    tool("chmod", &["a+rx", node.path().to_str().unwrap()]);
+    // A stranger holds what he can open. One process: it ends when it is killed.
+    let hold = "exec 9< \"$0\" && flock -x 9 && echo held && exec sleep 600";
+    let mut stranger = Command::new("setpriv");
+    stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", hold]).arg(&open);
+    let mut stranger = killed_with_us(&mut stranger).stdout(Stdio::piped()).spawn().unwrap();
+    stranger.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+    let store = Store::new(&open);
+    let held = store.lock(|who| panic!("waits for {who}")).unwrap();
+    assert_eq!(mode(&open), 0o755, "what the administrator gave to readers stays");
+    assert_eq!(mode(&open.join(".lock")), 0o600);
+    drop(held);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+
+    chown(open.join(".lock"), Some(65534), None).unwrap();
+    let Err(error) = store.lock(|_| ()) else { panic!("another's file is a lock") };
+    assert!(format!("{error:#}").contains("is not root's file"), "{error:#}");
+}
+
+#[test]
+fn an_image_is_of_its_owner_alone_from_the_first_byte() {
+    let node = Node::new();
+    node.config("defaults = \"1\"\nboot = \"no\"\n");
+    let dir = node.path().join("images");
+    fs::create_dir(&dir).unwrap();
+    let output = dir.join("a.qcow2");
+    let image = || {
+        let mut command = node.command(&[
+            "image",
+            "--name",
+            "img.example.com",
+            "--size",
+            "1G",
+            "--format",
+            "qcow2",
+            "--output",
+        ]);
+        killed_with_us(command.arg(&output)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // A file without a name has nothing that others could open, and ends with its run.
+    let nothing_but_the_whole = || {
+        for entry in fs::read_dir(&dir).unwrap().flatten() {
+            assert_eq!((entry.path(), mode(&entry.path())), (output.clone(), 0o600));
+        }
+    };
+    for milliseconds in [10, 40, 80, 120] {
+        let mut killed = image();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        node.wait_until_killed();
+        nothing_but_the_whole();
+        fs::remove_file(&output).ok();
+    }
+
+    let mut whole = image();
+    while whole.try_wait().unwrap().is_none() {
+        nothing_but_the_whole();
+    }
+    assert!(whole.wait().unwrap().success());
+    assert_eq!(mode(&output), 0o600);
+}
+
+#[test]
+fn a_parameter_of_an_image_comes_from_a_file_or_from_standard_input() {
+    let node = Node::new();
+    node.config("defaults = \"1\"\nboot = \"no\"\n");
+    let file = node.path().join("hash");
+    fs::write(&file, format!("{HASH}\n")).unwrap();
+    let named = format!("password_hash=@{}", file.display());
+    for (index, param) in
+        [named.as_str(), "password_hash=@-", &format!("password_hash={HASH}")].into_iter().enumerate()
+    {
+        let output = node.path().join(format!("{index}.img"));
+        let args = ["image", "--name", "img.example.com", "--size", "1G", "--param", param, "--output"];
+        let mut command = node.command(&args);
+        command.arg(&output).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = killed_with_us(&mut command).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(HASH.as_bytes()).ok();
+        let answer = child.wait_with_output().unwrap();
+        let log = log_of(&answer);
+        assert!(answer.status.success() && !log.contains(HASH), "{param}: {log}");
+        assert_eq!(log.contains("can see password_hash among the processes"), index == 2, "{log}");
+        let root = Mounted::at(&output, root_offset(&output));
+        assert!(root.read("etc/shadow").contains(&format!("root:{HASH}:")), "{param}");
+    }
+    // A value that begins with @ has another in front.
+    let args = [
+        "image",
+        "--name",
+        "img.example.com",
+        "--size",
+        "1G",
+        "--param",
+        "password_hash=@@x",
+        "--dry-run",
+        "--output",
+    ];
+    let answer = node.command(&args).arg(node.path().join("x.img")).output().unwrap();
+    assert!(log_of(&answer).contains("password_hash"), "{}", log_of(&answer));
+    let absent = [
+        "image",
+        "--name",
+        "img.example.com",
+        "--size",
+        "1G",
+        "--param",
+        "password_hash=@/absent",
+        "--output",
+    ];
+    let answer = node.command(&absent).arg(node.path().join("x.img")).output().unwrap();
+    assert!(!answer.status.success() && log_of(&answer).contains("opening /absent"), "{}", log_of(&answer));
+}
