@@ -117,7 +117,7 @@ pub struct StoreLock {
 /// The name of that file. Whoever can open a file can lock it, so a directory that others may read is no lock.
 const LOCK: &str = ".lock";
 /// The same, for those who make templates.
-const TEMPLATES_LOCK: &str = ".lock-templates";
+const TEMPLATES_LOCK: &str = ".templates.lock";
 
 /// `base-trixie-amd64-0123456789abcdef`
 pub fn stem(recipe: &Recipe) -> String {

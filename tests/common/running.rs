@@ -165,13 +165,13 @@ impl Family {
 }
 
 impl Node {
-    /// Files of the cache, but for packages that were fetched: name, inode and size.
+    /// Files of the cache, but for its locks and packages that were fetched: name, inode and size.
     pub fn cache_files(&self) -> Vec<(String, u64, u64)> {
         let mut files: Vec<_> = fs::read_dir(self.cache())
             .unwrap()
             .flatten()
             .filter_map(|e| Some((e.file_name().into_string().ok()?, e.metadata().ok()?)))
-            .filter(|(_, meta)| meta.is_file())
+            .filter(|(name, meta)| meta.is_file() && !name.ends_with(".lock"))
             .map(|(name, meta)| (name, meta.ino(), meta.len()))
             .collect();
         files.sort();
