@@ -128,7 +128,7 @@ impl Workspace {
     fn ask_kernel(&self, device: &Path, volume: Volume) -> Result<()> {
         one_device::refuse_other(device, volume)?;
         let (name, options) = match volume.filesystem {
-            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "noload"),
+            Filesystem::Ext2 | Filesystem::Ext3 | Filesystem::Ext4 => ("ext4", "noload,errors=remount-ro"),
             Filesystem::Xfs => ("xfs", "norecovery,nouuid"),
             Filesystem::Btrfs => ("btrfs", "rescue=nologreplay,subvolid=5"),
         };
