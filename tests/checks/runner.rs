@@ -84,6 +84,9 @@ fn the_limit_of_a_test_follows_its_recorded_time() {
     assert_eq!(limit("a::test", Some(300)), 16);
     assert_eq!(limit("a::test", Some(3000)), 40);
     assert_eq!(limit("a::steps::tree", None), 40);
+    let long = Job { is_long: true, ..job("a::long_test", &[]) };
+    assert_eq!(long.limit().as_secs() / 60, 40);
+    assert_eq!(Job { seconds: Some(300), ..long }.limit().as_secs() / 60, 16);
     assert_eq!(Job::command("make deb", &["make"]).limit().as_secs() / 60, 40);
 }
 

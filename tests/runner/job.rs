@@ -19,6 +19,8 @@ pub struct Job {
     pub argv: Vec<String>,
     /// A test gets a directory and private places of its own, and libtest says in its log that it passed.
     pub is_test: bool,
+    /// It is one that `make test` leaves out.
+    pub is_long: bool,
     /// Names of the jobs that must be over before, whether they passed or not.
     pub after: Vec<String>,
     /// Whole seconds of an earlier run. The longest job starts first.
@@ -28,7 +30,7 @@ pub struct Job {
 impl Job {
     pub fn command(name: &str, argv: &[&str]) -> Job {
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-        Job { name: name.to_owned(), argv, is_test: false, after: Vec::new(), seconds: None }
+        Job { name: name.to_owned(), argv, is_test: false, is_long: false, after: Vec::new(), seconds: None }
     }
 
     /// A test beside which no other one may run.
@@ -36,9 +38,11 @@ impl Job {
         self.name.contains("::alone::")
     }
 
-    /// How long it may take. What compiles or bootstraps takes its time once, and none in the run that was recorded.
+    /// How long it may take. What compiles or bootstraps takes its time once, and none in the run that was recorded; of a long
+    /// test of which nothing is recorded nothing is known.
     pub fn limit(&self) -> Duration {
-        if !self.is_test || self.name.contains(STEPS) {
+        let is_open = self.is_long && self.seconds.is_none();
+        if !self.is_test || is_open || self.name.contains(STEPS) {
             return LONGEST_LIMIT;
         }
         let recorded = Duration::from_secs(self.seconds.unwrap_or_default());

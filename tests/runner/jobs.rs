@@ -153,7 +153,7 @@ impl Test {
     fn job(&self) -> Job {
         let args = ["--exact", &self.path, "--include-ignored", "--nocapture", "--test-threads=1"];
         let argv = [&[self.program.to_str().unwrap_or_default()], &args[..]].concat();
-        Job { is_test: true, ..Job::command(&self.name, &argv) }
+        Job { is_test: true, is_long: self.is_long, ..Job::command(&self.name, &argv) }
     }
 }
 

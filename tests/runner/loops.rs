@@ -77,10 +77,11 @@ impl Owner<'_> {
         files.contains(&(info.device, info.inode)) || self.filesystems.contains(&info.device)
     }
 
-    /// Device and inode of all files in its directory.
+    /// Device and inode of all files in its directory. One with another link may be somebody else's as well.
     fn files(&self) -> BTreeSet<(u64, u64)> {
         let entries = WalkDir::new(self.dir).same_file_system(true).into_iter().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| (meta.dev(), meta.ino())).collect()
+        let own = entries.filter_map(|entry| entry.metadata().ok()).filter(|meta| meta.nlink() == 1);
+        own.map(|meta| (meta.dev(), meta.ino())).collect()
     }
 }
 

@@ -84,11 +84,13 @@ pub fn here() -> Result<Vec<Mount>> {
 /// outside meanwhile came in by itself and is not the test's; nor is a namespace's file, which is named for itself.
 pub fn made_since(before: &[Mount], outside: &mut Outside) -> Result<Vec<Mount>> {
     let known: BTreeSet<_> = before.iter().map(Mount::key).collect();
-    let outside = outside.mounts()?;
     let mut made = here()?;
+    // In this order: what comes or goes outside in between is not taken for the test's.
+    let (outside, now) = (outside.mounts()?, here()?);
     made.retain(|mount| {
         let came_in = outside.iter().any(|other| other.what == mount.what);
-        !known.contains(&mount.key()) && !came_in && !Path::new(mount.point()).starts_with(NETWORKS)
+        let is_new = !known.contains(&mount.key()) && now.iter().any(|other| other.key() == mount.key());
+        is_new && !came_in && !Path::new(mount.point()).starts_with(NETWORKS)
     });
     made.reverse();
     Ok(made)
@@ -101,11 +103,11 @@ pub fn let_go(mounts: &[Mount]) {
     }
 }
 
-/// Makes the namespace that of a test: mounts come in from the machine and none goes out, and as on a node where systemd
-/// made the root shared, namespaces below this one see what it mounts.
+/// Makes the namespace that of a test. Mounts come in from the machine, and none goes out. As on a node where systemd made the
+/// root shared, namespaces below this one see what it mounts: that comes last, since mounts are copied between places that were
+/// shared when one was put over the other.
 pub fn enter(dir: &Path) -> Result<()> {
     change_all(MsFlags::MS_SLAVE)?;
-    change_all(MsFlags::MS_SHARED)?;
     for (place, name) in PRIVATE {
         let own = dir.join(name);
         fs::create_dir(&own).with_context(|| own.display().to_string())?;
@@ -114,7 +116,8 @@ pub fn enter(dir: &Path) -> Result<()> {
     }
     fs::create_dir_all(NETWORKS)?;
     mount_fs("tmpfs", NETWORKS)?;
-    mount_fs("proc", "/proc")
+    mount_fs("proc", "/proc")?;
+    change_all(MsFlags::MS_SHARED)
 }
 
 fn change_all(kind: MsFlags) -> Result<()> {
