@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,9 @@ pub fn ascii(text: &[u8]) -> String {
     };
     text.iter().map(clean).collect()
 }
+
+/// As much as can be written to a pipe without waiting, once it can be written to (pipe(7)).
+const PIPE_BUF: usize = 4096;
 
 /// Characters of a wrong value that a message repeats.
 const QUOTED_MAX: usize = 80;
@@ -83,12 +87,21 @@ pub fn line(text: &str) {
         for part in text.trim_end().split('\n') {
             let _ = writeln!(out, "{}", ascii(part.as_bytes()));
         }
-        // A closed stderr must not stop an installation.
-        let _ = std::io::stderr().lock().write_all(out.as_bytes());
+        write_out(out.as_bytes());
     };
     match &state.spinner {
         Some(spinner) => spinner.suspend(print),
         None => print(),
+    }
+}
+
+/// A closed stderr must not stop an installation, nor a full one keep it from hearing a signal.
+fn write_out(text: &[u8]) {
+    let mut stderr = std::io::stderr().lock();
+    for piece in text.chunks(PIPE_BUF) {
+        if !signals::await_writable(stderr.as_fd()) || stderr.write_all(piece).is_err() {
+            return;
+        }
     }
 }
 

@@ -130,6 +130,14 @@ impl RootDir {
         self.read_regular(path, max_bytes).with_context(|| format!("reading {}", shown(path)))
     }
 
+    /// Whether the regular file at `path` begins with `bytes`, links followed inside the root; no more of it
+    /// is read. `false` if there is nothing; an error if it is anything else than a regular file.
+    pub fn begins_with(&self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<bool> {
+        let path = path.as_ref();
+        let start = self.read_start(path, bytes.len()).with_context(|| format!("reading {}", shown(path)))?;
+        Ok(start == bytes)
+    }
+
     /// What stands at `path`; a link as the last component is not followed. `None` if there is
     /// nothing.
     pub fn kind(&self, path: impl AsRef<Path>) -> Result<Option<Kind>> {
@@ -288,9 +296,22 @@ impl RootDir {
         look().with_context(|| format!("looking at {}", shown(path)))
     }
 
+    fn read_regular(&self, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let opened = self.open_regular(path)?;
+        opened.map(|(file, stat)| read_bounded(file, &stat, max_bytes)).transpose()
+    }
+
+    fn read_start(&self, path: &Path, length: usize) -> Result<Vec<u8>> {
+        let mut start = Vec::new();
+        if let Some((file, _)) = self.open_regular(path)? {
+            file.take(length as u64).read_to_end(&mut start)?;
+        }
+        Ok(start)
+    }
+
     /// Looks before it opens: to open a device may already do something (rewind a tape, start a
     /// watchdog).
-    fn read_regular(&self, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    fn open_regular(&self, path: &Path) -> Result<Option<(File, Stat)>> {
         for flags in [OFlags::PATH, READ] {
             let Some(fd) = present(self.open_at(path, flags))? else {
                 return Ok(None);
@@ -298,7 +319,7 @@ impl RootDir {
             let stat = fs::fstat(&fd)?;
             expect_regular(&stat)?;
             if flags == READ {
-                return read_bounded(File::from(fd), &stat, max_bytes).map(Some);
+                return Ok(Some((File::from(fd), stat)));
             }
         }
         Ok(None)

@@ -59,6 +59,21 @@ pub fn wake_fd() -> Option<BorrowedFd<'static>> {
     WATCH.get().map(|w| w.wake.as_fd())
 }
 
+/// Waits until something can be written to; false where it still cannot when a signal is caught.
+pub fn await_writable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = vec![PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    fds.extend(wake_fd().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+    loop {
+        // Who writes finds out what is wrong.
+        if !matches!(poll(&mut fds, None), Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
+            return true;
+        }
+        if check().is_err() {
+            return false;
+        }
+    }
+}
+
 /// Reads from what may stall (a pipe) so that a caught signal ends it: then it is an error, and [`check`] says which.
 pub struct Interruptible<R>(pub R);
 

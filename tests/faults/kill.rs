@@ -5,15 +5,19 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::guest::Firmware;
 use crate::common::running::{Ended, Family, Running};
-use crate::common::{BlockDevice, GIB, Mounted, Node, fsck, log_of, root_offset, text, tiny_mirror, tool};
+use crate::common::{
+    BlockDevice, GIB, Mounted, Node, fsck, killed_with_us, log_of, root_offset, text, tiny_mirror, tool,
+};
 use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 const SIGNALS: [Signal; 3] = [SIGKILL, SIGTERM, SIGINT];
 const NAME: &str = "lg1.example.com";
@@ -224,6 +228,29 @@ fn no_firmware_starts_what_a_struck_create_leaves() {
         } else {
             target.assert_does_not_boot();
         }
+    }
+    node.assert_nothing_left();
+}
+
+/// A tool that prints and prints fills the log, and whoever was to read that has stopped.
+#[test]
+fn a_signal_is_heard_where_nobody_reads_the_log() {
+    let node = Node::bare();
+    fs::write(node.legacy_defaults(), "while :; do echo y; done\n").unwrap();
+    let disk = node.disk("disk", GIB);
+    let mut command = node.verb("create", &node.recorded("create", &disk));
+    let mut run = killed_with_us(&mut command).stderr(Stdio::piped()).spawn().unwrap();
+    sleep(Duration::from_secs(1));
+    assert!(run.try_wait().unwrap().is_none(), "it does not wait");
+    kill(Pid::from_raw(run.id() as i32), SIGTERM).unwrap();
+    let start = Instant::now();
+    while run.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(20) {
+            run.kill().unwrap();
+            run.wait().unwrap();
+            panic!("it does not hear the signal");
+        }
+        sleep(Duration::from_millis(5));
     }
     node.assert_nothing_left();
 }

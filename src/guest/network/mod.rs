@@ -32,7 +32,6 @@ const METRIC6: u32 = 100;
 
 /// More entries than a directory of network files ever has.
 const MAX_ENTRIES: usize = 4096;
-const MAX_BYTES: u64 = 1 << 20;
 
 /// The setting `network`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,9 +272,7 @@ impl Found {
         for path in paths {
             let is_ours = match root.kind(&path)? {
                 None => continue,
-                Some(Kind::File) => {
-                    root.read(&path, MAX_BYTES)?.is_some_and(|text| text.starts_with(HEADER.as_bytes()))
-                }
+                Some(Kind::File) => root.begins_with(&path, HEADER.as_bytes())?,
                 Some(_) => false,
             };
             if is_ours { found.ours.push(path) } else { found.theirs.push(path) }

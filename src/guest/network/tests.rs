@@ -1,8 +1,9 @@
 //! NIC data to decisions, decisions to files.
 
-use super::{Mode, Names, Network, any_nic, decide, ifupdown, netplan, networkd};
+use super::{Found, HEADER, Mode, Names, Network, any_nic, decide, ifupdown, netplan, networkd};
 use crate::guest::Resolver;
 use crate::request::{Mac, Nic, NicMode};
+use crate::rootdir::RootDir;
 
 /// A NIC as Ganeti describes one on a bridge, with the MAC aa:00:00:00:00:0N.
 fn nic(n: usize) -> Nic {
@@ -327,4 +328,19 @@ fn an_image_takes_whatever_nic_there_is() {
     assert!(netplan::file(&network, &resolver).contains("match:\n        name: \"e*\"\n"));
     assert!(any_nic(Mode::Manual).unwrap().interfaces.is_empty());
     assert!(any_nic(Mode::Static).is_err());
+}
+
+#[test]
+fn a_file_of_ours_is_known_by_its_start_however_large_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("etc/systemd/network");
+    std::fs::create_dir_all(&files).unwrap();
+    for (name, start) in [("10-ganeti-nic0.link", HEADER), ("10-ganeti-nic1.link", "# mine\n")] {
+        std::fs::write(files.join(name), start).unwrap();
+        std::fs::File::options().write(true).open(files.join(name)).unwrap().set_len(1 << 40).unwrap();
+    }
+    std::fs::write(files.join("10-ganeti-nic2.link"), &HEADER[..HEADER.len() - 1]).unwrap();
+    let Found { ours, theirs } = Found::in_tree(&RootDir::open(dir.path()).unwrap()).unwrap();
+    assert_eq!(ours, ["etc/systemd/network/10-ganeti-nic0.link"]);
+    assert_eq!(theirs.len(), 2, "{theirs:?}");
 }
