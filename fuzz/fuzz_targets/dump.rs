@@ -1,7 +1,7 @@
 //! A backup by dump(8), restored to a real tree. Checksums of headers are made right first.
 #![no_main]
 
-#[path = "../shared/tree.rs"]
+#[path = "../common/tree.rs"]
 mod tree;
 
 use ganeti_instance_debootstrap::backup::dump;

@@ -2,7 +2,7 @@
 //! the byte says so, checksums are made right: of the superblock, and of what bears its UUID.
 #![no_main]
 
-#[path = "../shared/sparse.rs"]
+#[path = "../common/sparse.rs"]
 mod sparse;
 
 use ganeti_instance_debootstrap::allocation::btrfs;

@@ -2,7 +2,7 @@
 //! then its sectors. The checksum of the superblock is made right where the byte says so.
 #![no_main]
 
-#[path = "../shared/sparse.rs"]
+#[path = "../common/sparse.rs"]
 mod sparse;
 
 use ganeti_instance_debootstrap::allocation::ext4;

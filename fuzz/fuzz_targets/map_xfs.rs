@@ -2,7 +2,7 @@
 //! byte says so, checksums are made right: of superblock, headers, trees and records.
 #![no_main]
 
-#[path = "../shared/sparse.rs"]
+#[path = "../common/sparse.rs"]
 mod sparse;
 
 use ganeti_instance_debootstrap::allocation::xfs;

@@ -2,7 +2,7 @@
 //! of each is the path of a file, the rest its content.
 #![no_main]
 
-#[path = "../shared/tree.rs"]
+#[path = "../common/tree.rs"]
 mod tree;
 
 use std::cell::Cell;

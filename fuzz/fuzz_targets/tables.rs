@@ -3,7 +3,7 @@
 //! endian; all others are zero.
 #![no_main]
 
-#[path = "../shared/sparse.rs"]
+#[path = "../common/sparse.rs"]
 mod sparse;
 
 use ganeti_instance_debootstrap::partition_table;

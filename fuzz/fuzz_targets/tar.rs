@@ -1,7 +1,7 @@
 //! A tar of a root tree, unpacked to a real one. Checksums of headers are made right first.
 #![no_main]
 
-#[path = "../shared/tree.rs"]
+#[path = "../common/tree.rs"]
 mod tree;
 
 use ganeti_instance_debootstrap::reader::Budget;
