@@ -242,7 +242,7 @@ fn what_is_not_what_the_administrator_sealed_is_refused_and_the_disk_stays_as_it
     fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     set_source(&node, &good);
     let log = failure(&node, "create", &golden_env(&node, &disk));
-    assert!(log.contains("can be written by others"), "{log}");
+    assert!(log.contains("can be written by everybody"), "{log}");
     assert_eq!(crate::common::digest(&disk), before);
     fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     // A stranger may not have this node read a file of his choice.
@@ -259,7 +259,7 @@ fn what_is_not_what_the_administrator_sealed_is_refused_and_the_disk_stays_as_it
     assert!(failure(&node, "verify", &verify).contains("this node does not have it"));
     set_source(&node, &good);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(failure(&node, "verify", &verify).contains("can be written by others"));
+    assert!(failure(&node, "verify", &verify).contains("can be written by everybody"));
     fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
     // An image that does not fit, or holds no guest.
     let small = node.path().join("small.qcow2");
