@@ -405,7 +405,7 @@ fn a_failing_hook_is_named(node: &Node) -> Result<()> {
 
 /// Its own loader, kernel and console: Ganeti names no kernel.
 fn a_kvm_instance_starts(node: &Node) -> Result<()> {
-    node.succeeds(&add("inst5", "-H kvm -t file -s 3G -B minmem=512,maxmem=512,vcpus=2"))?;
+    node.succeeds(&add("inst5", "-H kvm -t file -s 3G -B minmem=512,maxmem=512,vcpus=1"))?;
     node.succeeds("gnt-instance start inst5.example.com")?;
     let mut console = Console::of(node, "inst5")?;
     console.wait_for(" login: ")?;
@@ -481,6 +481,11 @@ fn add(name: &str, options: &str) -> String {
 
 // ------------------------------------------------------------------ the node
 
+/// Where the cluster lies: what a run leaves there that is killed, the next one removes.
+fn base() -> PathBuf {
+    crate::common::scratch().join("ganeti")
+}
+
 /// A running cluster of one node; stopped when dropped.
 struct Node {
     state: PathBuf,
@@ -494,8 +499,7 @@ struct Node {
 
 impl Node {
     fn start() -> Result<Node> {
-        // The same place each time, so that a run that was killed is cleaned up by the next one.
-        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ganeti");
+        let base = base();
         fs::create_dir_all(&base)?;
         let lock = Flock::lock(File::create(base.join("lock"))?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| anyhow!("another run of this test holds {}: {errno}", base.display()))?;
@@ -764,7 +768,8 @@ impl Node {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         ensure!(!mounts.contains(&*self.state.to_string_lossy()), "mounts left:\n{mounts}");
         ensure!(!self.state.exists(), "{} is still there", self.state.display());
-        self.holds_no_loop_device()
+        self.holds_no_loop_device()?;
+        fs::remove_dir_all(base()).context("removing what was made for the cluster")
     }
 }
 
