@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 40;
 /// What is wrong with one file or directory, and the command that mends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exposure {
-    /// Whoever is on the node could have written it.
+    /// Every user of the node could have written it.
     to_all: bool,
     sentence: String,
 }
@@ -35,8 +35,8 @@ pub struct AdminFiles {
 }
 
 impl AdminFiles {
-    /// Strict: a file of another owner, or of a group that may write it, is refused. Otherwise it is only noted. What everybody
-    /// can write, or nobody owns, is refused always.
+    /// Strict: a file of another owner, or one that its group can write, is refused. Otherwise it is only noted. A file that every
+    /// user can write, or that belongs to uid 65534, is refused in both cases.
     pub fn new(strict: bool) -> AdminFiles {
         AdminFiles { strict, tolerated: Vec::new(), ways: BTreeMap::new() }
     }
@@ -104,7 +104,7 @@ fn exposures(meta: &Metadata, path: &Path) -> Vec<Exposure> {
     let mode = meta.mode() & 0o7777;
     let mut found = wrong_owner(meta, path, "chown");
     let path = path.display();
-    // In a sticky directory nobody replaces what is another's (inode(7)).
+    // In a sticky directory a user can replace only files of his own (inode(7)).
     let sticky = meta.is_dir() && mode & STICKY != 0;
     let writers = match mode & (BY_GROUP | BY_ALL) {
         _ if sticky => None,

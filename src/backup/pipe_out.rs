@@ -1,5 +1,5 @@
-//! What a backup leaves by, mostly a pipe. LoaderFiles go into it without being copied; whoever works here is waited for beside
-//! the signals, since the other side may have stopped reading.
+//! The output of a backup, usually a pipe. The bytes of a file go into it without a copy. A thread does the work, and signals
+//! are heard while we wait for it, because the other side may have stopped reading.
 
 use std::fs::File;
 use std::io::{self, Write};
