@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::{AllocationMap, Usage, usage};
 use crate::disk::{Disk, Medium};
 use crate::probe::Part;
-use crate::reader::{Budget, GiveUp, Work};
+use crate::reader::{Budget, Work};
 
 /// What is in use on a disk.
 #[derive(Debug)]
@@ -30,7 +30,8 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
     // What no partition covers is not known, and travels.
     let mut used = AllocationMap::full(disk.size_bytes);
     let mut whole = Vec::new();
-    let budget = Budget::of_disk(disk.size_bytes);
+    // Of their own: whatever its partitions ask for, a disk that was never written is not carried as zeros.
+    let (budget, holes) = (Budget::of_disk(disk.size_bytes), Budget::of_disk(disk.size_bytes));
     for part in parts {
         let share = budget.part(part.size_bytes);
         let region = disk.region(&share).part(part.start_bytes, part.size_bytes);
@@ -49,26 +50,22 @@ pub fn of_disk(disk: &Disk, parts: &[Part], runs_max: usize) -> Result<DiskUse> 
     }
     let mut data = used.clone();
     if disk.medium == Medium::File {
-        clear_holes(&disk.file, &budget, &mut data)?;
+        clear_holes(&disk.file, &holes, &mut data)?;
     }
     let data = data.with_at_most(runs_max);
     let mut zero = used;
     for run in data.extents() {
         zero.clear(run.start, run.end - run.start);
     }
-    Ok(DiskUse { data, zero: zero.with_at_most(runs_max), whole, work: budget.spent() })
+    Ok(DiskUse { data, zero: zero.with_at_most(runs_max), whole, work: budget.spent() + holes.spent() })
 }
 
-/// What was never written to a file reads as zeros. Beyond the budget holes are data.
+/// What was never written to a file reads as zeros. It is looked for once in each granule at most.
 fn clear_holes(file: &File, budget: &Budget<'_>, map: &mut AllocationMap) -> Result<()> {
     let size = map.size_bytes();
     let mut at = 0;
     while at < size {
-        match budget.look_at(1) {
-            Ok(()) => {}
-            Err(GiveUp::NotUnderstood(_)) => return Ok(()),
-            Err(GiveUp::Failed(error)) => return Err(error),
-        }
+        budget.look_at(1)?;
         let context = "looking for holes in the disk's file";
         let data = match seek(file, SeekFrom::Data(at)) {
             Ok(data) => data.min(size),

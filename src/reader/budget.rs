@@ -5,6 +5,7 @@
 //! Counts and not clocks: the same input has the same answer on every node.
 
 use std::cell::Cell;
+use std::ops::Add;
 
 use super::give_up::{GiveUp, Parsed, give_up};
 use crate::sys::signals;
@@ -14,6 +15,17 @@ use crate::sys::signals;
 pub struct Work {
     pub bytes: u64,
     pub records: u64,
+}
+
+impl Add for Work {
+    type Output = Work;
+
+    fn add(self, other: Work) -> Work {
+        Work {
+            bytes: self.bytes.saturating_add(other.bytes),
+            records: self.records.saturating_add(other.records),
+        }
+    }
 }
 
 /// The work that may be done, and the work that was done. Whoever reads holds it by reference.
@@ -91,11 +103,7 @@ impl Budget<'_> {
     }
 
     fn take(&self, work: Work) -> Parsed<()> {
-        let spent = self.spent.get();
-        let spent = Work {
-            bytes: spent.bytes.saturating_add(work.bytes),
-            records: spent.records.saturating_add(work.records),
-        };
+        let spent = self.spent.get() + work;
         if spent.bytes > self.limit.bytes || spent.records > self.limit.records {
             let Work { bytes, records } = self.limit;
             return give_up(format!(

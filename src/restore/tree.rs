@@ -71,7 +71,7 @@ fn read_out(source: &mut dyn Read, budget: &Budget<'_>) -> Result<()> {
         match source.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => budget.read(count as u64)?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => budget.look_at(0)?,
             Err(error) => return Err(error.into()),
         }
     }

@@ -30,7 +30,7 @@ pub struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Reads up to the data: what disk it is, and where the data belongs.
+    /// Reads up to the data: what disk it is, and where the data belongs. All that is read is spent of the budget.
     pub fn open(source: &'a mut dyn Read, budget: &'a Budget<'a>) -> Result<Image<'a>> {
         Image::begin(source, budget).hint(DAMAGED)
     }

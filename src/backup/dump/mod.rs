@@ -76,7 +76,8 @@ pub struct Stats {
 /// must be fresh: empty but for lost+found.
 ///
 /// Reads to the end of `input`. Anything but a whole, sound dump is an error, and so is one that asks for
-/// more work than `budget` has; what was restored until then stays. Flags such as `immutable` are set as in the original.
+/// more work than `budget` has; what was restored until then stays. Flags such as `immutable` are set as
+/// in the original.
 pub fn restore(input: &mut impl Read, root: &RootDir, budget: &Budget<'_>) -> Result<Stats> {
     expect_fresh(root)?;
     let mut records = Records::open(input, budget)?;

@@ -65,7 +65,9 @@ fn the_partitions_of_a_disk_are_bounded_together() {
     let limit = Budget::of_disk(fs::metadata(&disk).unwrap().len()).limit();
     let (work, log) = work_of(&node, &disk);
     assert_eq!(log.matches("more work than its size is worth").count(), 512, "{log}");
-    assert!(work.bytes <= limit.bytes && work.records <= limit.records, "{work:?} of {limit:?}");
+    // And holes of the file, which are no partition's.
+    let holes = fs::metadata(&disk).unwrap().len() / (64 * KIB) + 1;
+    assert!(work.bytes <= limit.bytes && work.records <= limit.records + holes, "{work:?} of {limit:?}");
     assert!(work.records > limit.records - 32 * KIB, "{work:?} of {limit:?}");
 }
 
