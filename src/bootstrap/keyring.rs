@@ -13,6 +13,8 @@ use crate::rootdir::RootDir;
 const SCRIPTS: &str = "/usr/share/debootstrap";
 /// A script of debootstrap has a few kilobytes.
 const SCRIPT_MAX_BYTES: u64 = 1 << 20;
+/// A script reads one or two others.
+const SCRIPTS_AT_MOST: usize = 16;
 /// Where a guest has the keys that the site names.
 pub const IN_GUEST: &str = "etc/apt/keyrings/mirror.gpg";
 
@@ -34,20 +36,59 @@ pub struct Missing {
     path: Option<PathBuf>,
 }
 
-/// The keyring that is missing for a recipe, as far as its script tells. Where there is no script, debootstrap says so.
+/// The keyring that is missing for a recipe, as far as its script tells. Where there is no script, or it reads others
+/// whose names only a shell knows, debootstrap itself says so.
 pub fn missing(recipe: &Recipe) -> Option<Missing> {
-    let script = match recipe.mirror.get(1) {
-        Some(script) => PathBuf::from(script),
-        None => scripts_dir(recipe).join("scripts").join(&recipe.suite),
-    };
-    let meta = std::fs::metadata(&script).ok().filter(|meta| meta.is_file())?;
-    if meta.len() > SCRIPT_MAX_BYTES {
-        return None;
+    let scripts = Scripts::of(recipe);
+    let is_there = scripts.keyrings.iter().any(|path| path.is_file());
+    let is_known = scripts.is_complete || !scripts.keyrings.is_empty();
+    (is_known && !is_there).then(|| Missing { path: scripts.keyrings.into_iter().next() })
+}
+
+/// A script of debootstrap, and those that it reads.
+pub struct Scripts {
+    pub files: Vec<PathBuf>,
+    /// What they name as keyrings.
+    keyrings: Vec<PathBuf>,
+    /// Whether all of them could be read.
+    is_complete: bool,
+}
+
+impl Scripts {
+    pub fn of(recipe: &Recipe) -> Scripts {
+        let own = scripts_dir(recipe);
+        let first = match recipe.mirror.get(1) {
+            Some(script) => PathBuf::from(script),
+            None => own.join("scripts").join(&recipe.suite),
+        };
+        Scripts::read(first, &own)
     }
-    let text = std::fs::read_to_string(&script).ok()?;
-    let named: Vec<&Path> = keyrings(&text).map(Path::new).collect();
-    let is_there = named.iter().any(|path| path.is_file());
-    (!is_there).then(|| Missing { path: named.first().map(|path| path.to_path_buf()) })
+
+    fn read(first: PathBuf, own: &Path) -> Scripts {
+        let mut scripts = Scripts { files: vec![first], keyrings: Vec::new(), is_complete: true };
+        let mut index = 0;
+        while index < scripts.files.len() && index < SCRIPTS_AT_MOST {
+            let text = script_text(&scripts.files[index]);
+            scripts.is_complete &= text.is_some();
+            let text = text.unwrap_or_default();
+            scripts.keyrings.extend(keyrings(&text).map(PathBuf::from));
+            for script in sourced(&text, own) {
+                match script {
+                    Some(script) if scripts.files.contains(&script) => {}
+                    Some(script) => scripts.files.push(script),
+                    None => scripts.is_complete = false,
+                }
+            }
+            index += 1;
+        }
+        scripts.is_complete &= index == scripts.files.len();
+        scripts
+    }
+}
+
+fn script_text(script: &Path) -> Option<String> {
+    let meta = std::fs::metadata(script).ok().filter(|meta| meta.is_file())?;
+    if meta.len() > SCRIPT_MAX_BYTES { None } else { std::fs::read_to_string(script).ok() }
 }
 
 fn scripts_dir(recipe: &Recipe) -> PathBuf {
@@ -58,6 +99,15 @@ fn scripts_dir(recipe: &Recipe) -> PathBuf {
 fn keyrings(script: &str) -> impl Iterator<Item = &str> {
     let words = script.lines().filter_map(|line| line.trim().strip_prefix("keyring "));
     words.map(str::trim).filter(|path| path.starts_with('/'))
+}
+
+/// The files that a script reads by `. FILE`. `None` is one whose name only a shell knows.
+fn sourced(script: &str, own: &Path) -> impl Iterator<Item = Option<PathBuf>> {
+    let words = script.lines().filter_map(|line| line.trim().strip_prefix(". "));
+    words.map(move |word| {
+        let path = word.trim().trim_matches('"').replace("$DEBOOTSTRAP_DIR", &own.to_string_lossy());
+        (path.starts_with('/') && !path.contains(['$', '`', ' ', ';'])).then(|| PathBuf::from(path))
+    })
 }
 
 impl Missing {
@@ -111,5 +161,25 @@ mod tests {
     fn keyrings_are_read_from_a_script() {
         let script = "mirror_style release\nkeyring /usr/share/keyrings/a.gpg\n\tkeyring /b.gpg\n# keyring /c\nkeyring $x\n";
         assert_eq!(keyrings(script).collect::<Vec<_>>(), ["/usr/share/keyrings/a.gpg", "/b.gpg"]);
+    }
+
+    #[test]
+    fn a_script_names_what_the_scripts_name_that_it_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path();
+        std::fs::create_dir(own.join("scripts")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(own.join(name), text).unwrap();
+        write("scripts/sid", "keyring /k.gpg\n. \"$DEBOOTSTRAP_DIR/scripts/sid\"\n");
+        let named = |text: &str| {
+            write("script", text);
+            let scripts = Scripts::read(own.join("script"), own);
+            (scripts.keyrings, scripts.is_complete)
+        };
+        let sid = (vec![PathBuf::from("/k.gpg")], true);
+        assert_eq!(named(&format!(". {}/scripts/sid\nmirror_style release\n", own.display())), sid);
+        assert_eq!(named("if true; then\n . \"$DEBOOTSTRAP_DIR/scripts/sid\"\nfi\n"), sid);
+        assert_eq!(named("mirror_style release\n"), (vec![], true));
+        assert_eq!(named(". \"$SOMEWHERE/script\"\n"), (vec![], false));
+        assert_eq!(named(". /is/not/there\n"), (vec![], false));
     }
 }

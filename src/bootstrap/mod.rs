@@ -225,6 +225,7 @@ impl Recipe {
             Some(PathBuf::from(path.unwrap_or(word))).filter(|path| path.is_absolute())
         };
         let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
+        readable.extend(keyring::Scripts::of(self).files.into_iter().filter(|script| script.is_file()));
         readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
         readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
         MadeRoot {
