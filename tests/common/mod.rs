@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod backup;
+pub mod btrfs_devices;
 pub mod bytes;
 pub mod guest;
 pub mod live;

@@ -4,6 +4,7 @@
 mod boot;
 #[path = "../common/mod.rs"]
 mod common;
+mod devices;
 mod ganeti;
 mod steps;
 mod xen;
