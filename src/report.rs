@@ -254,6 +254,13 @@ pub fn sentence(error: &Error) -> String {
     causes.collect::<Vec<_>>().join(": ")
 }
 
+/// The same, with the innermost hint at its end.
+pub fn sentence_with_remedy(error: &Error) -> String {
+    let hint = error.chain().filter_map(|link| link.downcast_ref::<Hint>()).last();
+    let remedy = hint.map_or(String::new(), |hint| format!("; {}", hint.text));
+    format!("{}{remedy}", sentence(error))
+}
+
 /// Prints an error once: what was being done, its causes inward, the innermost hint as the last line.
 pub fn error(error: &Error) {
     let mut text = String::new();

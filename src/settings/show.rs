@@ -69,17 +69,23 @@ pub struct Check {
 /// a create with them would be refused all the same.
 pub fn check(context: &Context, refused: &dyn Fn(&Settings) -> Option<String>) -> Result<Check> {
     let mut check = Check::default();
-    let gather = |check: &mut Check, variant: Option<VariantName>| {
+    // Many variants may be refused for one cause.
+    let mut refusals: Vec<(String, Vec<String>)> = Vec::new();
+    let mut gather = |check: &mut Check, variant: Option<VariantName>| {
+        let name = variant.as_ref().map(ToString::to_string);
         let context = Context { variant, ..context.clone() };
         let dir = match Settings::judge(&context, "config") {
             Ok(mut judgement) => {
                 judgement.add_conflicts();
                 let Judgement { settings, problems, .. } = judgement;
                 add(&mut check.problems, problems);
-                add(
-                    &mut check.problems,
-                    missing_hooks(&settings).into_iter().chain(refused(&settings)).collect(),
-                );
+                add(&mut check.problems, missing_hooks(&settings).into_iter().collect());
+                if let Some(cause) = refused(&settings) {
+                    match refusals.iter_mut().find(|(known, _)| *known == cause) {
+                        Some((_, variants)) => variants.extend(name),
+                        None => refusals.push((cause, name.into_iter().collect())),
+                    }
+                }
                 add(&mut check.problems, settings.layers.exposed);
                 add(&mut check.warnings, settings.layers.warnings);
                 Some(settings.variants_dir)
@@ -103,7 +109,13 @@ pub fn check(context: &Context, refused: &dyn Fn(&Settings) -> Option<String>) -
         }
         check.variants.push(name);
     }
+    add(&mut check.problems, refusals.into_iter().map(refusal).collect());
     Ok(check)
+}
+
+/// Why a create is refused, and with which variants.
+fn refusal((cause, variants): (String, Vec<String>)) -> String {
+    if variants.is_empty() { cause } else { format!("{cause}; create refuses: {}", variants.join(", ")) }
 }
 
 /// A directory of hooks that somebody named and that is not there: no hook would run. The default one may be missing.

@@ -44,7 +44,7 @@ fn refused(context: &Context, settings: &Settings) -> Option<String> {
         return None;
     }
     let error = plan.recipe.program().err()?;
-    Some(format!("{}{}", report::sentence(&error), settings.set_in("suite")))
+    Some(format!("{}{}", report::sentence_with_remedy(&error), settings.set_in("suite")))
 }
 
 fn check(env: &Env) -> Result<Outcome> {

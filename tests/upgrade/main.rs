@@ -29,6 +29,7 @@ mod fresh;
 mod held;
 mod installed;
 mod node;
+mod rules;
 mod steps;
 mod trees;
 mod tuned;
