@@ -42,18 +42,20 @@ fn main() -> ExitCode {
             return ExitCode::from(if asked { DONE } else { WRONG_USAGE });
         }
     };
-    match verbs::run(&cli.command, process_env()) {
-        Ok(Outcome::Done) => ExitCode::from(DONE),
-        Ok(Outcome::No) => ExitCode::from(FAILED),
-        Ok(Outcome::Usage) => ExitCode::from(WRONG_USAGE),
+    let status = match verbs::run(&cli.command, process_env()) {
+        Ok(Outcome::Done) => return ExitCode::from(DONE),
+        Ok(Outcome::No) => FAILED,
+        Ok(Outcome::Usage) => WRONG_USAGE,
         Err(error) => {
             report::error(&error);
-            if let Some(Interrupted(signal)) = report::cause::<Interrupted>(&error) {
-                let _ = signal_hook::low_level::emulate_default_handler(*signal);
-            }
-            ExitCode::from(FAILED)
+            FAILED
         }
+    };
+    // Whatever became of the error on its way: what a signal stopped ends by that signal.
+    if let Some(Interrupted(signal)) = signals::caught() {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
     }
+    ExitCode::from(status)
 }
 
 /// Called as `create` and the like, the name is the verb.

@@ -30,7 +30,7 @@ impl Usage {
     pub fn of(map: Parsed<AllocationMap>) -> Result<Usage> {
         match map {
             Ok(map) => Ok(Usage::Part(map)),
-            Err(GiveUp::NotUnderstood(reason)) => Ok(Usage::Whole(reason)),
+            Err(GiveUp::NotUnderstood(reason) | GiveUp::TooMuchWork(reason)) => Ok(Usage::Whole(reason)),
             Err(GiveUp::Failed(error)) => Err(error),
         }
     }

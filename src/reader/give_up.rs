@@ -2,11 +2,18 @@
 
 use anyhow::{Error, anyhow};
 
+use crate::report;
+
+/// What remains to do with a backup that is whole, and asks for too much work.
+const BY_HAND: &str = "if you trust who made it, unpack it by hand into a new instance";
+
 /// The end of a reader that stops early.
 #[derive(Debug)]
 pub enum GiveUp {
-    /// What is there does not hold together, is of a kind that is not known here, or asks for more work than it is worth.
+    /// What is there does not hold together, or is of a kind that is not known here.
     NotUnderstood(String),
+    /// It asks for more work than it is worth.
+    TooMuchWork(String),
     /// The device cannot be read, or a signal stops the work.
     Failed(Error),
 }
@@ -16,6 +23,7 @@ impl From<GiveUp> for Error {
     fn from(why: GiveUp) -> Error {
         match why {
             GiveUp::NotUnderstood(reason) => anyhow!(reason),
+            GiveUp::TooMuchWork(reason) => report::with_hint(anyhow!(reason), BY_HAND),
             GiveUp::Failed(error) => error,
         }
     }

@@ -48,9 +48,14 @@ pub fn catch() -> Result<()> {
 
 /// An error where a signal has been caught; cheap enough to ask in every loop.
 pub fn check() -> Result<()> {
+    caught().map_or(Ok(()), |interrupted| Err(interrupted.into()))
+}
+
+/// The signal that has been caught.
+pub fn caught() -> Option<Interrupted> {
     match WATCH.get().map(|w| w.caught.load(Ordering::Relaxed)) {
-        None | Some(0) => Ok(()),
-        Some(signal) => Err(Interrupted(signal as i32).into()),
+        None | Some(0) => None,
+        Some(signal) => Some(Interrupted(signal as i32)),
     }
 }
 

@@ -51,7 +51,7 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("request", "Ganeti's environment as typed values; alone reads the environment",
         &["report"]),
     ("reader", "the bytes of a stranger's disk, within a budget of work, and the integers and checksums that formats share",
-        &["filesystem", "sys"]),
+        &["filesystem", "report", "sys"]),
     ("command", "alone spawns processes; the init of their PID namespace",
         &["report", "sys"]),
     ("admin_file", "files that the administrator vouches for: who can write them, and their digests",

@@ -244,14 +244,18 @@ fn a_signal_is_heard_where_nobody_reads_the_log() {
     assert!(run.try_wait().unwrap().is_none(), "it does not wait");
     kill(Pid::from_raw(run.id() as i32), SIGTERM).unwrap();
     let start = Instant::now();
-    while run.try_wait().unwrap().is_none() {
+    let status = loop {
+        if let Some(status) = run.try_wait().unwrap() {
+            break status;
+        }
         if start.elapsed() > Duration::from_secs(20) {
             run.kill().unwrap();
             run.wait().unwrap();
             panic!("it does not hear the signal");
         }
         sleep(Duration::from_millis(5));
-    }
+    };
+    assert_eq!(status.signal(), Some(SIGTERM as i32), "{status}");
     node.assert_nothing_left();
 }
 

@@ -31,7 +31,9 @@ pub struct Identity {
 pub fn identity(disk: &dyn ReadAt, size_bytes: u64) -> Result<Identity> {
     match of_volume(&Region::new(disk, &Budget::of_disk(size_bytes), 0, size_bytes)) {
         Ok(identity) => Ok(identity),
-        Err(GiveUp::NotUnderstood(reason)) => Err(anyhow!("the filesystem cannot be copied: {reason}")),
+        Err(GiveUp::NotUnderstood(reason) | GiveUp::TooMuchWork(reason)) => {
+            Err(anyhow!("the filesystem cannot be copied: {reason}"))
+        }
         Err(GiveUp::Failed(error)) => Err(error),
     }
 }
