@@ -19,6 +19,7 @@ pub mod hooks;
 pub mod install;
 pub mod partition_table;
 pub mod plan;
+pub mod presence;
 pub mod probe;
 pub mod reader;
 pub mod report;

@@ -34,7 +34,7 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .args(&recipe.mirror)
         .envs(env.iter().map(|(n, v)| (n, v)))
         .cwd("/")
-        .in_made_root(recipe.made_root(target))
+        .in_made_root(recipe.made_root(target)?)
         .run();
     if let Err(error) = result {
         signals::check()?;

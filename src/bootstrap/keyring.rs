@@ -7,6 +7,7 @@ use anyhow::{Context, Error, Result, anyhow};
 
 use super::Recipe;
 use crate::command::Tool;
+use crate::presence;
 use crate::report;
 use crate::rootdir::RootDir;
 
@@ -38,11 +39,15 @@ pub struct Missing {
 
 /// The keyring that is missing for a recipe, as far as its script tells. Where there is no script, or it reads others
 /// whose names only a shell knows, debootstrap itself says so.
-pub fn missing(recipe: &Recipe) -> Option<Missing> {
-    let scripts = Scripts::of(recipe);
-    let is_there = scripts.keyrings.iter().any(|path| path.is_file());
+pub fn missing(recipe: &Recipe) -> Result<Option<Missing>> {
+    let scripts = Scripts::of(recipe)?;
+    for keyring in &scripts.keyrings {
+        if presence::is_file(keyring)? {
+            return Ok(None);
+        }
+    }
     let is_known = scripts.is_complete || !scripts.keyrings.is_empty();
-    (is_known && !is_there).then(|| Missing { path: scripts.keyrings.into_iter().next() })
+    Ok(is_known.then(|| Missing { path: scripts.keyrings.into_iter().next() }))
 }
 
 /// A script of debootstrap, and those that it reads.
@@ -55,7 +60,7 @@ pub struct Scripts {
 }
 
 impl Scripts {
-    pub fn of(recipe: &Recipe) -> Scripts {
+    pub fn of(recipe: &Recipe) -> Result<Scripts> {
         let own = scripts_dir(recipe);
         let first = match recipe.mirror.get(1) {
             Some(script) => PathBuf::from(script),
@@ -64,13 +69,13 @@ impl Scripts {
         Scripts::read(first, &own)
     }
 
-    fn read(first: PathBuf, own: &Path) -> Scripts {
+    fn read(first: PathBuf, own: &Path) -> Result<Scripts> {
         let mut scripts = Scripts { files: vec![first], keyrings: Vec::new(), is_complete: true };
         let mut index = 0;
         while index < scripts.files.len() && index < SCRIPTS_AT_MOST {
-            let text = script_text(&scripts.files[index]);
-            scripts.is_complete &= text.is_some();
-            let text = text.unwrap_or_default();
+            let bytes = presence::bytes(&scripts.files[index], SCRIPT_MAX_BYTES)?;
+            scripts.is_complete &= bytes.is_some();
+            let text = String::from_utf8_lossy(bytes.as_deref().unwrap_or_default());
             scripts.keyrings.extend(keyrings(&text).map(PathBuf::from));
             for script in sourced(&text, own) {
                 match script {
@@ -82,13 +87,8 @@ impl Scripts {
             index += 1;
         }
         scripts.is_complete &= index == scripts.files.len();
-        scripts
+        Ok(scripts)
     }
-}
-
-fn script_text(script: &Path) -> Option<String> {
-    let meta = std::fs::metadata(script).ok().filter(|meta| meta.is_file())?;
-    if meta.len() > SCRIPT_MAX_BYTES { None } else { std::fs::read_to_string(script).ok() }
 }
 
 fn scripts_dir(recipe: &Recipe) -> PathBuf {
@@ -172,7 +172,7 @@ mod tests {
         write("scripts/sid", "keyring /k.gpg\n. \"$DEBOOTSTRAP_DIR/scripts/sid\"\n");
         let named = |text: &str| {
             write("script", text);
-            let scripts = Scripts::read(own.join("script"), own);
+            let scripts = Scripts::read(own.join("script"), own).unwrap();
             (scripts.keyrings, scripts.is_complete)
         };
         let sid = (vec![PathBuf::from("/k.gpg")], true);

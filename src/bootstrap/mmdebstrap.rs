@@ -74,7 +74,7 @@ pub fn run(recipe: &Recipe, root: &RootDir, target: &Path) -> Result<()> {
         .arg(format!("deb [signed-by={keyring}] {mirror} {} {components}", recipe.suite))
         .envs(env.iter().map(|(n, v)| (n, v)))
         .cwd("/")
-        .in_made_root(recipe.made_root(target))
+        .in_made_root(recipe.made_root(target)?)
         .run()
         .hint("check suite, mirror, components and extra_pkgs")?;
     root.write(

@@ -187,7 +187,7 @@ impl Recipe {
 
     /// Refuses what debootstrap would refuse, for it does not find the release's keys on this node.
     pub fn refuse_without_keys(&self) -> Result<()> {
-        match keyring::missing(self) {
+        match keyring::missing(self)? {
             Some(missing) if self.keys.is_none() && !self.allow_unsigned => Err(missing.refusal(&self.suite)),
             _ => Ok(()),
         }
@@ -218,22 +218,22 @@ impl Recipe {
     }
 
     /// The root for a bootstrapper that works on `target`: with what the recipe names on this node.
-    fn made_root(&self, target: &Path) -> MadeRoot {
+    fn made_root(&self, target: &Path) -> Result<MadeRoot> {
         let own = |word: &String| {
             let path =
                 ["file://", "file:", "copy://", "copy:"].iter().find_map(|head| word.strip_prefix(head));
             Some(PathBuf::from(path.unwrap_or(word))).filter(|path| path.is_absolute())
         };
         let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
-        readable.extend(keyring::Scripts::of(self).files.into_iter().filter(|script| script.is_file()));
+        readable.extend(keyring::Scripts::of(self)?.files);
         readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
         readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
-        MadeRoot {
+        Ok(MadeRoot {
             at: target.with_file_name("bootstrapper"),
             target: target.to_owned(),
             readable,
             home: self.credentials.as_ref().map(|_| credentials::home(target)),
-        }
+        })
     }
 
     /// Options for apt in the tree.
