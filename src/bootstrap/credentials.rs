@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::sources;
 use crate::rootdir::RootDir;
 
 /// Where apt in the tree, and mmdebstrap's apt, look (apt_auth.conf(5)).
@@ -56,10 +57,24 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Whether netrc(5) can say a URL's `USER[:PASSWORD]`: its words have no blanks and no end of a line.
+pub fn can_be_written(user: &str) -> bool {
+    decoded(user).chars().all(|c| !c.is_whitespace() && !c.is_control())
+}
+
 impl Credentials {
     /// A line of netrc(5), as wget and apt read it.
     fn line(&self, machine: &str) -> String {
         format!("machine {machine} login {} password {}\n", self.login, self.password)
+    }
+
+    /// Writes them for apt in a guest, if its sources name the mirror.
+    pub fn write_for_guest(&self, root: &RootDir) -> Result<()> {
+        let sources = root.read(sources::SOURCES, sources::MAX_BYTES)?.unwrap_or_default();
+        // debootstrap leaves out the / at the end.
+        let mirror = format!("{}://{}", self.scheme, self.place.trim_end_matches('/'));
+        let names_mirror = String::from_utf8_lossy(&sources).contains(&mirror);
+        if names_mirror { self.write(root) } else { Ok(()) }
     }
 
     /// Writes them for apt in a tree, where only root reads them.
@@ -80,6 +95,11 @@ impl Credentials {
         let mut file = file.with_context(context)?;
         std::io::Write::write_all(&mut file, self.line(host).as_bytes()).with_context(context)
     }
+}
+
+/// Takes them out of a tree that others get as well.
+pub fn scrub(root: &RootDir) -> Result<()> {
+    root.remove(IN_TREE).map(drop)
 }
 
 /// That home directory, while `target` is bootstrapped.

@@ -1,12 +1,14 @@
 //! How a root tree is made: debootstrap or mmdebstrap, then updates and security, then a scrub. It knows neither cache
 //! nor disk.
 
+mod apt_file;
 mod boot;
 pub mod credentials;
 mod debootstrap;
 pub mod downloads;
 mod keyring;
 pub mod mmdebstrap;
+pub mod scripts;
 mod sources;
 
 use std::collections::BTreeMap;
@@ -14,12 +16,14 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+pub use apt_file::AptFile;
 pub use boot::Kernel;
 pub use credentials::Credentials;
 pub use downloads::Downloads;
+pub use scripts::Scripts;
 
 use crate::command::root::MadeRoot;
 use crate::guest::identity;
@@ -34,34 +38,6 @@ const POLICY_RC_D: &str = "usr/sbin/policy-rc.d";
 
 /// dpkg(1) reads it whoever starts it. A tree that is half written is thrown away, whatever was flushed.
 const UNFLUSHED: &str = "etc/dpkg/dpkg.cfg.d/unflushed";
-
-/// A file of apt's in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AptFile {
-    /// In the guest, relative to its root.
-    pub path: String,
-    pub content: Vec<u8>,
-}
-
-impl AptFile {
-    /// Whether it is a source that has apt check no signature (sources.list(5)).
-    pub fn is_unsigned(&self) -> bool {
-        const OPTIONS: [&str; 2] = ["trusted", "allow-insecure"];
-        let is_source = [".list", ".sources"].iter().any(|ending| self.path.ends_with(ending));
-        let text = String::from_utf8_lossy(&self.content).to_lowercase();
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-        is_source
-            && lines.any(|line| {
-                let plain: String = line.chars().filter(|c| !c.is_whitespace()).collect();
-                OPTIONS.iter().any(|option| {
-                    let values = ["yes", "true", "1", "on", "with", "enable"];
-                    values.iter().any(|value| {
-                        line.contains(&format!("{option}={value}")) || plain == format!("{option}:{value}")
-                    })
-                })
-            })
-    }
-}
 
 /// Which program makes a root tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +81,10 @@ pub struct Recipe {
     pub keys: Option<Vec<u8>>,
     /// What nobody signed is installed as well.
     pub allow_unsigned: bool,
+    /// Why it may not be made, whatever is cached: what the settings ask for together.
+    pub refusal: Option<String>,
+    /// debootstrap's own scripts of the site, each a path and its digest.
+    pub scripts: Vec<String>,
     /// What the shell settings exported; debootstrap sees it, as it always did.
     pub exports: BTreeMap<OsString, OsString>,
 }
@@ -163,11 +143,22 @@ impl Recipe {
         if self.allow_unsigned {
             key += "unsigned\n";
         }
+        for script in &self.scripts {
+            key += &format!("script {script}\n");
+        }
         key
     }
 
     /// Which program makes it, on this node: refused where the one that is asked for cannot.
     pub fn program(&self) -> Result<Program> {
+        if let Some(why) = &self.refusal {
+            bail!("{why}");
+        }
+        // Whatever the settings said: nothing unsigned without leave.
+        ensure!(
+            self.allow_unsigned || !self.apt_files.iter().any(AptFile::is_unsigned),
+            "a source in apt_dir has apt install what nobody signed"
+        );
         let mmdebstrap = self.mmdebstrap_obstacle();
         match (self.bootstrapper, mmdebstrap) {
             (Bootstrapper::Mmdebstrap, Some(why)) => {
@@ -193,15 +184,14 @@ impl Recipe {
         }
     }
 
-    /// Whether a program checks all that it installs.
-    fn is_signed(&self, program: Program) -> bool {
-        let checks_release = program == Program::Mmdebstrap || !self.allow_unsigned;
-        checks_release && !self.apt_files.iter().any(AptFile::is_unsigned)
+    /// Whether all that is installed is checked. Where unsigned packages may be installed, apt says nothing of those that were.
+    fn is_signed(&self) -> bool {
+        !self.allow_unsigned && !self.apt_files.iter().any(AptFile::is_unsigned)
     }
 
     /// Why mmdebstrap cannot make it.
     fn mmdebstrap_obstacle(&self) -> Option<&'static str> {
-        let own_scripts = self.exports.contains_key(OsStr::new("DEBOOTSTRAP_DIR"));
+        let own_scripts = self.exports.contains_key(OsStr::new(scripts::DIR_VARIABLE));
         let why = own_scripts.then_some("DEBOOTSTRAP_DIR is exported, which names debootstrap's scripts");
         why.or_else(|| mmdebstrap::obstacle(&self.suite, &self.arch, &self.mirror))
     }
@@ -225,9 +215,11 @@ impl Recipe {
             Some(PathBuf::from(path.unwrap_or(word))).filter(|path| path.is_absolute())
         };
         let mut readable: Vec<PathBuf> = self.mirror.iter().filter_map(own).collect();
-        readable.extend(keyring::Scripts::of(self)?.files);
-        readable.extend(self.exports.get(OsStr::new("DEBOOTSTRAP_DIR")).map(PathBuf::from));
+        readable.extend(Scripts::of(&self.suite, &self.mirror, &self.exports)?.files);
+        readable.extend(self.exports.get(OsStr::new(scripts::DIR_VARIABLE)).map(PathBuf::from));
         readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
+        // A directory comes before what is in it, which it shows.
+        readable.sort();
         Ok(MadeRoot {
             at: target.with_file_name("bootstrapper"),
             target: target.to_owned(),
@@ -312,7 +304,9 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
         keep(downloads, &root)?;
     }
     report::step("scrubbing the tree", || scrub(&root))?;
-    let signed = recipe.is_signed(program);
+    // The cache is everybody's; each guest gets those of its own mirror.
+    credentials::scrub(&root)?;
+    let signed = recipe.is_signed();
     Ok(Made { codename, packages: packages(&root)?, bootstrapper: program, signed })
 }
 

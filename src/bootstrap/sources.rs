@@ -11,9 +11,9 @@ use crate::command::Tool;
 use crate::report::{self, WithHint};
 use crate::rootdir::RootDir;
 
-const SOURCES: &str = "etc/apt/sources.list";
+pub const SOURCES: &str = "etc/apt/sources.list";
 const CANDIDATE: &str = "etc/apt/candidate.list";
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// One line of sources.list(5).
 #[derive(Debug, Clone, PartialEq, Eq)]

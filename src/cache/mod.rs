@@ -419,6 +419,8 @@ mod tests {
             credentials: None,
             keys: None,
             allow_unsigned: false,
+            refusal: None,
+            scripts: Vec::new(),
             exports: BTreeMap::new(),
         }
     }
@@ -436,6 +438,7 @@ mod tests {
                 apt_files: vec![AptFile { path: "etc/apt/sources.list.d/x.list".into(), content: vec![] }],
                 ..recipe()
             },
+            Recipe { scripts: vec!["/srv/script sha256:00".into()], ..recipe() },
             Recipe { bootstrapper: Bootstrapper::Debootstrap, ..recipe() },
             Recipe { bootstrapper: Bootstrapper::Mmdebstrap, ..recipe() },
             Recipe { boot: Some(Kernel::Cloud), ..recipe() },

@@ -71,7 +71,13 @@ fn make_guest(target: &mut TargetDisk<'_>, workspace: &Workspace) -> Result<()> 
     target.make_swap()?;
     report::step("personalising", || {
         let guest_config = GuestConfig { boots: target.boots(), ..plan.guest_config.clone() };
-        guest::configure_guest(target.root.dir()?, &guest_config, &target.volumes)
+        guest::configure_guest(target.root.dir()?, &guest_config, &target.volumes)?;
+        match &plan.base.recipe.credentials {
+            Some(credentials) if plan.source == TreeSource::Recipe => {
+                credentials.write_for_guest(target.root.dir()?)
+            }
+            _ => Ok(()),
+        }
     })?;
     target.complete()?;
     if hooks::any(&plan.hooks)? {

@@ -114,7 +114,7 @@ impl Plan {
     pub fn for_create(inputs: Inputs<'_>, disk: DiskFacts, source: TreeSource) -> Result<Plan> {
         let Inputs { instance, settings, .. } = inputs;
         if source == TreeSource::Recipe {
-            refuse(conflicts::against_foreign_proxy(settings))?;
+            refuse(conflicts::against_bootstrap(settings))?;
         }
         let choices = Choices {
             disk_path: disk_path(&root_disk(instance)?.address)?,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::bootstrap::{Kernel, Recipe, credentials};
 use crate::cache::Compression;
 use crate::request::Context;
-use crate::settings::Settings;
+use crate::settings::{Settings, conflicts};
 
 /// How the base tar is had.
 #[derive(Debug, Clone)]
@@ -58,6 +58,8 @@ fn recipe(settings: &Settings, boot: Option<Kernel>) -> Recipe {
         proxy: settings.proxy.clone(),
         keys: settings.keys.clone(),
         allow_unsigned: settings.unsigned_is_allowed(),
+        refusal: conflicts::against_bootstrap(settings).into_iter().map(|conflict| conflict.sentence).next(),
+        scripts: settings.scripts.clone(),
         exports: settings.layers.exports.clone(),
     }
 }

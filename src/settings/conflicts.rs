@@ -2,7 +2,7 @@
 
 use super::table::Kind;
 use super::{BootSetting, Settings, SwapSetting};
-use crate::bootstrap::{Bootstrapper, credentials, mmdebstrap};
+use crate::bootstrap::{AptFile, Bootstrapper, credentials, mmdebstrap};
 use crate::filesystem::{Filesystem, PartitionStyle};
 
 /// A fault between settings.
@@ -22,8 +22,7 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
     };
     found.extend(against_swap_file(settings));
     found.extend(against_mmdebstrap(settings));
-    found.extend(against_unsigned_sources(settings));
-    found.extend(against_foreign_proxy(settings));
+    found.extend(against_bootstrap(settings));
     found
 }
 
@@ -77,15 +76,25 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
     })
 }
 
+/// Why a tree may not be made as the settings say, whoever asks for it.
+pub fn against_bootstrap(settings: &Settings) -> Vec<Conflict> {
+    against_unsigned_sources(settings).into_iter().chain(against_foreign_proxy(settings)).collect()
+}
+
 /// What the node's files know of a mirror is not shown to a proxy that an instance names.
-pub fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
-    let mirror = settings.mirror.first()?;
-    let has_credentials = credentials::split(mirror).1.is_some() && !settings.is_parameter("mirror");
-    (has_credentials && settings.proxy.is_some() && settings.is_parameter("proxy")).then(|| Conflict {
-        between: &["mirror", "proxy"],
+fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
+    let of_mirror = settings.mirror.first().is_some_and(|mirror| credentials::split(mirror).1.is_some());
+    let of_sources = settings.apt_files.iter().any(AptFile::has_credentials);
+    let (what, name) = match () {
+        () if of_mirror && !settings.is_parameter("mirror") => ("the mirror", "mirror"),
+        () if of_sources => ("a source in apt_dir", "apt_dir"),
+        () => return None,
+    };
+    (settings.proxy.is_some() && settings.is_parameter("proxy")).then(|| Conflict {
+        between: &["mirror", "proxy", "apt_dir"],
         sentence: format!(
-            "the mirror{} has a user and a password, which the proxy{} would see; set the proxy in a file of the node",
-            settings.set_in("mirror"),
+            "{what}{} has a user and a password, which the proxy{} would see; set the proxy in a file of the node",
+            settings.set_in(name),
             settings.set_in("proxy")
         ),
     })
@@ -97,7 +106,7 @@ fn against_unsigned_sources(settings: &Settings) -> Option<Conflict> {
     (!settings.unsigned_is_allowed()).then(|| Conflict {
         between: &["apt_dir", "allow_unsigned", "suite", "mirror", "proxy"],
         sentence: format!(
-            "{} in apt_dir{} has apt install what nobody signed; take that option out of it, or set allow_unsigned = true \
+            "{} in apt_dir{} has apt install what nobody signed; take its option trusted or allow-... out, or set allow_unsigned = true \
              in a file of the node, with suite, mirror and proxy",
             file.path,
             settings.set_in("apt_dir")

@@ -11,6 +11,7 @@ mod kind;
 mod layers;
 mod origin;
 mod parse;
+mod scripts;
 mod shell;
 pub mod show;
 mod syntax;
@@ -123,6 +124,8 @@ impl Settings {
         settings.layers.warnings.extend(secrets_that_others_read(&settings.layers.values));
         let keyring = settings.keyring.as_deref();
         settings.keys = keyring.and_then(|path| keyring::read(path, &mut files, &mut problems));
+        let recipe = (settings.suite.as_str(), settings.mirror.as_slice());
+        settings.scripts = scripts::read(recipe, &settings.layers.exports, &mut files, &mut problems);
         if RUN_HOOKS.contains(&verb) {
             problems.extend(exposed_hooks(&settings, &mut files));
         }

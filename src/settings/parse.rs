@@ -200,14 +200,31 @@ mod tests {
                 "http://mirror.example.org/debian",
                 "file:///srv/m sid",
                 "https://m.example.org/x /opt/script",
+                "http://deploy:s3%2fcret@m.example.org:8080/x@y",
+                "http://[2001:db8::1]:80/debian",
             ],
-            &["mirror.example.org", "http://", "http://m.example.org/x a b", "http://m.example.org --foo"],
+            &[
+                "mirror.example.org",
+                "http://",
+                "http://m.example.org/x a b",
+                "http://m.example.org --foo",
+                // The / would end the host, and show the rest of the password.
+                "http://deploy:s3/cret@m.example.org/",
+                "http://deploy:two%20words@m.example.org/",
+                "http://deploy:x%0amachine%20other@m.example.org/",
+                "http://m.example.org:99999/",
+                "http://m.example.org:x/",
+                "http://[/",
+                "http://[::::/",
+                "http://@/",
+            ],
         );
         judges(
             proxy,
             &["", "http://proxy.example.org:3128/", "proxy:3128"],
             &[
                 "proxy",
+                "http://user:word@127.0.0.1:99999/",
                 "ftp://x",
                 "http:// x",
                 "http:///x",

@@ -1,5 +1,7 @@
 //! What a setting's text may look like: pure, and stricter than what reads it later.
 
+use crate::bootstrap::credentials;
+
 /// Digits alone: hooks get the text, and a shell would not read `+1` as a number everywhere.
 pub fn number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -27,7 +29,31 @@ pub fn is_url(text: &str, schemes: &[&str]) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?@!*+,=%[]".contains(&b);
     let names_host = rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
     let has_place = names_host || (!rest.is_empty() && !["http", "https", "ftp"].contains(&scheme));
-    schemes.contains(&scheme) && has_place && rest.bytes().all(plain)
+    schemes.contains(&scheme) && has_place && rest.bytes().all(plain) && (!names_host || is_authority(rest))
+}
+
+/// Whether what stands before the first `/` is `[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986, 3.2). A `/` in a password would end it
+/// too early, and the rest of the password be taken for a path: such a port is no number.
+fn is_authority(rest: &str) -> bool {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (user, place) = match authority.rsplit_once('@') {
+        Some((user, place)) => (user, place),
+        None => ("", authority),
+    };
+    let (host, port) = match place.strip_prefix('[') {
+        Some(address) => {
+            let Some((address, port)) = address.split_once(']') else { return false };
+            let is_address = address.parse::<std::net::Ipv6Addr>().is_ok();
+            (if is_address { "6" } else { "" }, port)
+        }
+        None => place.split_once(':').map_or((place, ""), |(host, _)| (host, &place[host.len()..])),
+    };
+    let port_fits = match port.strip_prefix(':') {
+        Some(port) => number(port).is_some_and(|port| port <= 65_535),
+        None => port.is_empty(),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
+    !host.is_empty() && host.chars().all(plain) && port_fits && credentials::can_be_written(user)
 }
 
 pub fn is_mirror(text: &str) -> bool {

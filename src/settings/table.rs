@@ -34,6 +34,8 @@ macro_rules! settings {
             pub apt_files: Vec<AptFile>,
             /// The keys that keyring names, as gpgv reads them.
             pub keys: Option<Vec<u8>>,
+            /// debootstrap's own scripts of the site, each with its digest.
+            pub scripts: Vec<String>,
             pub layers: Layers,
         }
 
@@ -41,7 +43,7 @@ macro_rules! settings {
             /// Parses all settings. Where a text is wrong, `judge` says which other one holds.
             pub(super) fn parse(layers: Layers, judge: &mut Judge<'_>) -> anyhow::Result<Settings> {
                 $(let $field: $type = judge.parse(&layers.values, &Key { name: $name, legacy: $legacy, kind: $kind, by: $by, help: $help }, $parse)?;)*
-                Ok(Settings { $($field,)* apt_files: Vec::new(), keys: None, layers })
+                Ok(Settings { $($field,)* apt_files: Vec::new(), keys: None, scripts: Vec::new(), layers })
             }
         }
     };

@@ -21,7 +21,7 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("plan", "decides everything from request, settings and facts; touches nothing; its Display is the dry run",
         &["bootstrap", "cache", "command", "debian", "disk", "filesystem", "guest", "partition_table", "report", "request", "settings"]),
     ("settings", "the layers of settings and their one table; each value remembers where it comes from",
-        &["admin_file", "bootstrap", "cache", "command", "debian", "filesystem", "guest", "report", "request"]),
+        &["admin_file", "bootstrap", "cache", "command", "debian", "filesystem", "guest", "presence", "report", "request"]),
     ("install", "a blank disk becomes one with a tree that may boot: template or unpacking, loader, table, teardown",
         &["allocation", "bootstrap", "cache", "command", "disk", "filesystem", "guest", "hooks", "partition_table", "plan", "probe", "reader", "report", "rootdir", "sys", "tar"]),
     ("restore", "a disk from a stream or an image of its blocks; its growth and its new identity",

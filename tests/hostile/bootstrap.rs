@@ -2,9 +2,12 @@
 //! is made finds no file and no process of the node.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::tiny_mirror::{serve, serve_to, small};
 use crate::common::{GIB, Mounted, Node, PROGRAM, log_of, root_offset, text, tool};
@@ -48,6 +51,20 @@ fn clear_cache(node: &Node) {
         let path = entry.unwrap().path();
         if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
     }
+}
+
+/// A server that serves nothing, and how often it was asked.
+fn deaf_server() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for _ in listener.incoming() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (port, asked)
 }
 
 /// A create with these of what an attacker may choose: variant, suite, mirror, proxy.
@@ -124,6 +141,63 @@ fn an_unsigned_tree_is_told_of_as_long_as_it_lives() {
     node.config(&settings);
     let refused = node.verb("create", &node.recorded("create", &node.disk("d", GIB))).output().unwrap();
     assert!(!refused.status.success(), "{}", log_of(&refused));
+}
+
+/// By every verb that makes a tree, whatever is cached. The site's own repository and the attacker's proxy are one server here.
+#[test]
+fn a_source_of_the_site_that_checks_nothing_is_refused_by_every_verb() {
+    let node = Node::bare();
+    let settings = small(&node.path().join("mirror"), GOOD);
+    let (proxy, asked) = deaf_server();
+    let apt = node.path().join("apt");
+    fs::create_dir(&apt).unwrap();
+    fs::write(apt.join("site.list"), "deb [trusted=\"yes\"] http://site.example/ tiny main\n").unwrap();
+    node.config(&format!("{settings}apt_dir = \"{}\"\n", apt.display()));
+    let mut env = node.recorded("create", &node.disk("d", GIB));
+    env.insert("OSP_PROXY".into(), format!("http://127.0.0.1:{proxy}/"));
+    let image = node.path().join("image");
+    let image = ["image", "--name", "image.example.com", "--size", "1G", "--output", image.to_str().unwrap()];
+    for mut command in [node.verb("create", &env), node.command(&image), node.command(&["cache", "build"])] {
+        let output = command.output().unwrap();
+        let log = log_of(&output);
+        assert!(!output.status.success() && log.contains("install what nobody signed"), "{log}");
+        assert!(!cache_has(&node, GOOD) && asked.load(Ordering::SeqCst) == 0, "{log}");
+    }
+    node.assert_nothing_left();
+}
+
+/// A directory of debootstrap's, and a script, decide what is unpacked, and by which keys.
+#[test]
+fn trees_of_different_scripts_are_not_shared() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    let settings = small(&mirror, GOOD);
+    let scripts = scripts(&node, &mirror);
+    let plain = settings.replace(&format!(" {}/script", mirror.display()), "");
+    let trees =
+        || fs::read_dir(node.cache()).unwrap().filter(|entry| is_tree(entry.as_ref().unwrap())).count();
+    node.config(&settings);
+    node.create_on(&node.disk("d", GIB));
+    assert_eq!(trees(), 1);
+    fs::write(mirror.join("script"), fs::read_to_string(mirror.join("script")).unwrap() + "# changed\n")
+        .unwrap();
+    node.create_on(&node.disk("d", GIB));
+    assert_eq!(trees(), 2, "the script's content counts");
+    node.config(&plain);
+    fs::write(node.legacy_defaults(), format!("export DEBOOTSTRAP_DIR={}\n", scripts.display())).unwrap();
+    node.create_on(&node.disk("d", GIB));
+    assert_eq!(trees(), 3, "the directory counts");
+    node.create_on(&node.disk("d", GIB));
+    assert_eq!(trees(), 3);
+    // Who else can write a script is root.
+    tool("chmod", &["666", scripts.join("scripts/tiny").to_str().unwrap()]);
+    let refused = node.verb("create", &node.recorded("create", &node.disk("d", GIB))).output().unwrap();
+    assert!(!refused.status.success() && log_of(&refused).contains("chmod go-w"), "{}", log_of(&refused));
+}
+
+fn is_tree(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name().into_string().unwrap();
+    name.starts_with("base-") && name.ends_with(".tar")
 }
 
 #[test]
@@ -261,12 +335,7 @@ fn a_mirrors_password_goes_to_the_mirror_alone() {
     let log = node.create(&env);
     assert!(log.contains("+ debootstrap ") && !log.contains("s3cret"), "{log}");
     assert!(log.contains("warning: mirror in") && log.contains("can be read by every user"), "{log}");
-    // Of the cache, the tree alone has it, where only the guest's root reads it.
-    for entry in fs::read_dir(node.cache()).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.extension().is_some_and(|ending| ending == "toml") {
-            assert!(!fs::read_to_string(entry).unwrap().contains("s3cret"));
-        }
-    }
+    assert!(cache_has(&node, GOOD) && !cache_has(&node, "s3cret"));
     let guest = Mounted::at(&disk, root_offset(&disk));
     assert_eq!(guest.mode("etc/apt/auth.conf.d/mirror.conf"), 0o600);
     assert!(guest.read("etc/apt/auth.conf.d/mirror.conf").contains("login deploy password s3cret"));
@@ -277,7 +346,50 @@ fn a_mirrors_password_goes_to_the_mirror_alone() {
         assert!(shown.status.success() && !log_of(&shown).contains("s3cret"), "{}", log_of(&shown));
     }
 
-    // A proxy that an instance names would see it.
+    // Another instance fetches from the same mirror with nothing, or with its own: it gets the tree, and its own.
+    for (name, password) in
+        [("http://127.0.0.1:PORT/", None), ("http://me:mine@127.0.0.1:PORT/", Some("mine"))]
+    {
+        let other = node.disk("other", GIB);
+        let mut env = node.recorded("create", &other);
+        env.insert("OSP_MIRROR".into(), name.replace("PORT", &port.to_string()));
+        let log = node.create(&env);
+        assert!(log.contains("cache  using"), "{log}");
+        let guest = Mounted::at(&other, root_offset(&other));
+        let found = fs::read_to_string(guest.path().join("etc/apt/auth.conf.d/mirror.conf")).ok();
+        assert_eq!(found.is_some(), password.is_some(), "{found:?}");
+        assert!(found.is_none_or(|text| text.ends_with(" login me password mine\n")));
+    }
+
+    // A proxy that an instance names would see it: by create, by import, which fetches a loader, and in a source of apt_dir.
+    let (proxy, asked) = deaf_server();
+    clear_cache(&node);
+    let mut import = node.recorded("import", &disk);
+    for name in ["IMPORT_DEVICE", "IMPORT_DISK_PATH"] {
+        import.insert(name.into(), disk.display().to_string());
+    }
+    import.insert("OSP_PROXY".into(), format!("http://127.0.0.1:{proxy}/"));
+    import.insert("OSP_BOOT".into(), "bios".into());
+    let tree = node.path().join("tree.tar");
+    tool("tar", &["-cf", tree.to_str().unwrap(), "-C", mirror.to_str().unwrap(), "script"]);
+    let output = node.verb("import", &import).stdin(File::open(&tree).unwrap()).output().unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "{}", log_of(&output));
+    assert!(log_of(&output).contains("has a user and a password"), "{}", log_of(&output));
+    let apt = node.path().join("apt");
+    fs::create_dir(&apt).unwrap();
+    fs::write(apt.join("site.list"), "deb http://site:secret@site.example/ tiny main\n").unwrap();
+    let config = fs::read_to_string(node.etc().join("config.toml")).unwrap();
+    node.config(&format!("{}apt_dir = \"{}\"\n", config.replace("deploy:s3cret@", ""), apt.display()));
+    let mut sources = node.recorded("create", &disk);
+    sources.insert("OSP_PROXY".into(), format!("http://127.0.0.1:{proxy}/"));
+    let output = node.verb("create", &sources).output().unwrap();
+    assert!(
+        log_of(&output).contains("a source in apt_dir") && !output.status.success(),
+        "{}",
+        log_of(&output)
+    );
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "{}", log_of(&output));
+    node.config(&config);
     env.insert("OSP_PROXY".into(), "http://127.0.0.1:9/".into());
     let refused = node.verb("create", &env).output().unwrap();
     let log = log_of(&refused);
