@@ -96,6 +96,13 @@ impl LoopDevice {
         &self.file
     }
 
+    /// The device or file that a loop device shows from its first byte on. `None`: another device, or it shows a part.
+    pub fn whole_backing(device: &Path) -> Option<PathBuf> {
+        let number = device.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()?;
+        let offset = std::fs::read_to_string(format!("/sys/block/loop{number}/loop/offset")).ok()?;
+        (offset.trim() == "0").then(|| shown_backing(number)).flatten().map(|name| name.trim_end().into())
+    }
+
     /// Whether the kernel really does direct I/O on the backing.
     pub fn direct_io(&self) -> bool {
         self.sysfs("loop/dio").is_some_and(|text| text.trim() == "1")

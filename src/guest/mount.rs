@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+};
 use uuid::Uuid;
 
 use super::one_device;
@@ -112,9 +114,16 @@ impl Workspace {
             Filesystem::Btrfs => ("btrfs", "subvolid=5"),
         };
         report::detail(&format!("mounting {} as {driver} with {options}", device.display()));
-        let root =
-            self.mount_as(device, filesystem, name, Driver { name: driver, flags, options }).hint(DAMAGED)?;
-        match one_device::refuse_other_mounted(root.mount_point()?, device, volume) {
+        // The kernel finds a btrfs by its UUID, among all that it knows at that moment. What is mounted stays the one that was
+        // asked about: so it is mounted read-only first, which only replays a log, and can be written afterwards.
+        let at_first = if filesystem == Filesystem::Btrfs { MountFlags::RDONLY } else { MountFlags::empty() };
+        let at_first = Driver { name: driver, flags: flags | at_first, options };
+        let root = self.mount_as(device, filesystem, name, at_first).hint(DAMAGED)?;
+        let made_writable =
+            one_device::refuse_other_mounted(root.mount_point()?, device, volume).and_then(|()| {
+                if filesystem == Filesystem::Btrfs { make_writable(&root, flags) } else { Ok(()) }
+            });
+        match made_writable {
             Ok(()) => Ok(root),
             Err(error) => {
                 root.give_up()?;
@@ -160,6 +169,12 @@ impl Workspace {
             })?;
         Root::of(target)
     }
+}
+
+fn make_writable(root: &Root, flags: MountFlags) -> Result<()> {
+    mount_remount(root.path(), MountFlags::NOATIME | flags, c"")
+        .with_context(|| format!("making {} writable", root.path().display()))
+        .hint(DAMAGED)
 }
 
 /// btrfs knows a filesystem by its UUID: one with that of a mounted filesystem of the node would be taken for another

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use uuid::Uuid;
 
 use crate::allocation::btrfs;
+use crate::disk::LoopDevice;
 use crate::filesystem::Filesystem;
 use crate::probe::{self, Content, Volume};
 use crate::reader::{Budget, Region};
@@ -19,6 +20,9 @@ use crate::sys;
 /// What helps with a disk that is refused here.
 const HINT: &str =
     "a disk that reaches for another one is not written; the guest's owner can copy its files to a new one";
+
+/// A loop device over one over a volume.
+const LOOPS_AT_MOST: u32 = 4;
 
 /// Reads a device that nobody has mounted, and refuses it unless it has the filesystem that was found on it before, on this
 /// one device alone.
@@ -51,9 +55,11 @@ pub fn refuse_other_mounted(mount_point: &File, device: &Path, volume: Volume) -
 fn ask(mount_point: &File, device: &Path, volume: Volume) -> Result<()> {
     let uuid = match volume.filesystem {
         Filesystem::Btrfs => {
-            let (devices, uuid) = sys::btrfs_devices(mount_point)?;
-            ensure!(devices == 1, "it uses {devices} devices for it");
-            Uuid::from_bytes(uuid)
+            let mounted = sys::mounted_btrfs(mount_point)?;
+            ensure!(mounted.devices == 1, "it uses {} devices for it", mounted.devices);
+            // The kernel finds a btrfs by its UUID: another device may have the same one.
+            ensure!(is_same_disk(&mounted.device, device)?, "it uses {}", mounted.device.display());
+            Uuid::from_bytes(mounted.uuid)
         }
         Filesystem::Xfs => {
             refuse_other_device(mount_point, device)?;
@@ -74,6 +80,22 @@ fn refuse_other_device(mount_point: &File, device: &Path) -> Result<()> {
     let (mounted, wanted) = (mount_point.metadata()?.dev(), std::fs::metadata(device)?.rdev());
     ensure!(mounted == wanted, "it is another device");
     Ok(())
+}
+
+/// Whether the kernel's name leads to a device of ours, or to the one that ours shows as a whole.
+fn is_same_disk(kernels: &Path, ours: &Path) -> Result<bool> {
+    let wanted = std::fs::metadata(kernels).with_context(|| format!("looking at {}", kernels.display()))?;
+    let mut own = ours.to_owned();
+    for _ in 0..LOOPS_AT_MOST {
+        if std::fs::metadata(&own)?.rdev() == wanted.rdev() {
+            return Ok(true);
+        }
+        match LoopDevice::whole_backing(&own) {
+            Some(backing) => own = backing,
+            None => break,
+        }
+    }
+    Ok(false)
 }
 
 /// What statfs(2) says of an ext filesystem: both halves of its UUID in one (fs/ext4/super.c).

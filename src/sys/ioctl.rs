@@ -4,10 +4,13 @@
 //! file descriptors and plain values, and returns what the kernel said.
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use nix::libc;
@@ -89,6 +92,15 @@ struct BtrfsInfo {
     rest: [u8; 992],
 }
 
+/// `struct btrfs_ioctl_dev_info_args`, linux/btrfs.h.
+#[repr(C)]
+struct BtrfsDevice {
+    device_id: u64,
+    uuid: [u8; 16],
+    rest: [u64; 381],
+    path: [u8; 1024],
+}
+
 /// `struct xfs_fsop_geom_v1`, fs/xfs/libxfs/xfs_fs.h.
 #[repr(C)]
 struct XfsGeometry {
@@ -102,7 +114,9 @@ struct XfsGeometry {
 const FS_LABEL_MAX: usize = 256;
 
 mod raw {
-    use super::{BlkpgArg, BtrfsInfo, FS_LABEL_MAX, FileCloneRange, LoopConfig, LoopInfo64, XfsGeometry};
+    use super::{
+        BlkpgArg, BtrfsDevice, BtrfsInfo, FS_LABEL_MAX, FileCloneRange, LoopConfig, LoopInfo64, XfsGeometry,
+    };
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
@@ -115,6 +129,7 @@ mod raw {
     nix::ioctl_read!(fs_ioc_getfslabel, 0x94, 49, [u8; FS_LABEL_MAX]);
     nix::ioctl_write_ptr!(fs_ioc_setfslabel, 0x94, 50, [u8; FS_LABEL_MAX]);
     nix::ioctl_read!(btrfs_ioc_fs_info, 0x94, 31, BtrfsInfo);
+    nix::ioctl_readwrite!(btrfs_ioc_dev_info, 0x94, 30, BtrfsDevice);
     nix::ioctl_read!(xfs_ioc_fsgeometry_v1, b'X', 100, XfsGeometry);
 }
 
@@ -229,13 +244,32 @@ pub fn set_fs_label(mount_point: &File, label: &str) -> Result<()> {
     answer(unsafe { raw::fs_ioc_setfslabel(mount_point.as_raw_fd(), &buffer) }).map(drop)
 }
 
-/// How many devices the kernel uses for a mounted btrfs, and its UUID (BTRFS_IOC_FS_INFO).
-pub fn btrfs_devices(mount_point: &File) -> Result<(u64, [u8; 16])> {
+/// What the kernel says of a mounted btrfs.
+#[derive(Debug)]
+pub struct MountedBtrfs {
+    pub uuid: [u8; 16],
+    pub devices: u64,
+    /// The name by which the kernel knows the device with the highest number.
+    pub device: PathBuf,
+}
+
+/// Asks which devices a mounted btrfs uses (BTRFS_IOC_FS_INFO, BTRFS_IOC_DEV_INFO).
+pub fn mounted_btrfs(mount_point: &File) -> Result<MountedBtrfs> {
     // SAFETY: all zeroes is a valid BtrfsInfo (integers only).
     let mut info: BtrfsInfo = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one btrfs_ioctl_fs_info_args, which is what `info` is.
     answer(unsafe { raw::btrfs_ioc_fs_info(mount_point.as_raw_fd(), &mut info) })?;
-    Ok((info.num_devices, info.fsid))
+    // SAFETY: all zeroes is a valid BtrfsDevice (integers only).
+    let mut device: BtrfsDevice = unsafe { std::mem::zeroed() };
+    device.device_id = info.max_id;
+    // SAFETY: the kernel reads and writes one btrfs_ioctl_dev_info_args, which is what `device` is.
+    answer(unsafe { raw::btrfs_ioc_dev_info(mount_point.as_raw_fd(), &mut device) })?;
+    let path = device.path.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(MountedBtrfs {
+        uuid: info.fsid,
+        devices: info.num_devices,
+        device: PathBuf::from(OsStr::from_bytes(path)),
+    })
 }
 
 /// The UUID of a mounted xfs (XFS_IOC_FSGEOMETRY_V1).

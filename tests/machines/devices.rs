@@ -11,10 +11,23 @@ use crate::common::{GIB, Mounted, Node, PROGRAM, digest, root_offset, tool};
 
 /// A btrfs of one device with a guest on it.
 fn single(node: &Node, name: &str) -> PathBuf {
+    single_with(node, name, &[])
+}
+
+fn single_with(node: &Node, name: &str, options: &[&str]) -> PathBuf {
     let disk = node.disk(name, 128 << 20);
-    tool("mkfs.btrfs", &["-q", "-f", disk.to_str().unwrap()]);
+    tool("mkfs.btrfs", &[&["-q", "-f"], options, &[disk.to_str().unwrap()]].concat());
     plant(Mounted::with(&disk, "loop,noatime").path(), Flavour::Ifupdown);
     disk
+}
+
+/// Makes a disk the newer one of two with the same UUID.
+fn live_on(disk: &Path) {
+    let mounted = Mounted::with(disk, "loop,noatime");
+    for number in 0..20 {
+        fs::write(mounted.path().join("etc/number"), number.to_string()).unwrap();
+        tool("sync", &["-f", mounted.path().to_str().unwrap()]);
+    }
 }
 
 /// Puts the program on a node's disk, with a script that renames the instance on a device as Ganeti would.
@@ -93,5 +106,50 @@ fn a_kernel_that_knows_all_btrfs_of_the_node_writes_no_other_one() {
     assert_eq!(root.read("etc/hostname").replace(NEW_NAME, OLD_NAME), format!("{OLD_NAME}\n"));
     assert!(root.read("etc/hostname").contains(NEW_NAME));
     drop(root);
+    node.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "run by make test-full"]
+fn a_disk_with_the_uuid_of_another_one_is_renamed_itself_or_refused() {
+    namesakes("trixie");
+}
+
+/// The kernel of bookworm takes two devices with one UUID for parts of one filesystem.
+#[test]
+#[ignore = "run by make test-full"]
+fn a_disk_with_the_uuid_of_another_one_is_renamed_itself_or_refused_by_older_kernels() {
+    namesakes("bookworm");
+}
+
+/// Another guest's disk has the filesystem's UUID, and is newer: one that was made for it, and a copy.
+fn namesakes(suite: &str) {
+    const UUID: &str = "11111111-2222-4333-8444-555555555555";
+    let node = Node::bootable(suite);
+    let host = node.disk("host", 3 * GIB);
+    node.create(&node.kvm(&host, &[("suite", suite)]));
+    equip(&node, &host);
+    let own = single_with(&node, "own", &["-U", UUID]);
+    let other = single_with(&node, "other", &["-U", UUID]);
+    let copy = node.path().join("disks/copy");
+    fs::copy(&own, &copy).unwrap();
+    [&other, &copy].into_iter().for_each(|disk| live_on(disk));
+    for namesake in [&other, &copy] {
+        let before = digest(namesake);
+        let disks =
+            [&own, namesake].map(|disk| format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+        let mut guest = Guest::boot(Firmware::SeaBios, &host, &["-drive", &disks[0], "-drive", &disks[1]]);
+        guest.login(None);
+        guest.run("modprobe -a btrfs loop && udevadm trigger --settle --subsystem-match=block");
+        guest.run("sh scan /dev/vdc >/dev/null 2>&1 & sleep 1");
+        for _ in 0..4 {
+            let (status, log) = guest.try_run("sh rename /dev/vdb");
+            assert!(status == 0 || log.contains("error: "), "{log}");
+            assert!(!log.contains("stack backtrace"), "{log}");
+        }
+        guest.run("kill %1; losetup -a");
+        guest.power_off();
+        assert!(digest(namesake) == before, "{}", namesake.display());
+    }
     node.assert_nothing_left();
 }
