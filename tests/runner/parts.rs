@@ -17,7 +17,16 @@ const fn part(name: &'static str, prefixes: &'static [&'static str]) -> Part {
 /// Every long test is in exactly one of these.
 const PARTS: [Part; 7] = [
     part("machines", &["machines::xen::", "machines::ganeti::"]),
-    part("boots", &["machines::boot::", "machines::devices::", "installs::source::", "installs::examples::", "upgrade::backup::"]),
+    part(
+        "boots",
+        &[
+            "machines::boot::",
+            "machines::devices::",
+            "installs::source::",
+            "installs::examples::",
+            "upgrade::backup::",
+        ],
+    ),
     part("upgrades", &["upgrade::"]),
     part("kills", &["faults::kill::", "backups::stream_faults::", "installs::templates::faults::"]),
     part("installs", &["installs::"]),
