@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::common::backup::import;
 use crate::common::small_guest::{Answer, Flavour, SmallDisk};
+use crate::common::tiny_mirror::small;
 use crate::common::{GIB, Node, log_of, text, tool};
 
 /// What somebody would like to stand in the log.
@@ -151,4 +152,19 @@ fn what_a_manifest_and_a_files_name_say_is_one_word_of_a_list() {
             _ => {}
         }
     }
+}
+
+#[test]
+fn a_line_of_the_log_is_bounded() {
+    let node = Node::bare();
+    let settings = small(&node.path().join("mirror"), "marker");
+    node.config(&format!("{settings}extra_pkgs = [\"{}\"]\n", "y".repeat(100_000)));
+    let mut env = node.recorded("create", &node.disk("d", GIB));
+    env.insert("DEBUG_LEVEL".into(), "1".into());
+    let output = node.verb("create", &env).output().unwrap();
+    let log = text(&output.stderr);
+    assert!(!output.status.success() && log.contains(" characters) ... "), "{log:.9000}");
+    assert!(log.contains("+ debootstrap --arch"), "{log:.9000}");
+    let longest = log.lines().map(str::len).max().unwrap();
+    assert!(longest <= 2000, "{longest}");
 }
