@@ -1,7 +1,10 @@
 //! What can be typed: clap's types, nothing else.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The OS definition that installs Debian instances on a Ganeti cluster.
@@ -93,7 +96,7 @@ pub struct ImageArgs {
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// An OS parameter, as gnt-instance add -O takes it; may be repeated.
-    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = Param)]
     pub params: Vec<(String, String)>,
     #[arg(long, value_enum, default_value = "raw")]
     pub format: Format,
@@ -165,14 +168,52 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok((bytes as u64).div_ceil(512) * 512)
 }
 
-fn parse_param(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text} is no KEY=VALUE"))?;
+/// Reads KEY=VALUE. clap itself would repeat what is wrong, and that may be a secret.
+#[derive(Debug, Clone)]
+struct Param;
+
+impl TypedValueParser for Param {
+    type Value = (String, String);
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        parse_param(value).map_err(|fault| {
+            clap::Error::raw(ErrorKind::ValueValidation, format!("--param: {fault}\n")).with_cmd(command)
+        })
+    }
+}
+
+fn parse_param(text: &OsStr) -> Result<(String, String), String> {
+    let text = text.to_str().ok_or("a value that is not UTF-8")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     let known =
         crate::settings::table::KEYS.iter().filter(|k| k.is_parameter()).map(|k| k.name).collect::<Vec<_>>();
     if !known.contains(&key) {
-        return Err(format!("{key} is no OS parameter; there are {}", known.join(", ")));
+        // A name of ours that was misspelt, and nothing else.
+        let is_name = key.len() <= 40 && key.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
+        let shown = if is_name { key } else { "what stands before =" };
+        return Err(format!("{shown} is no OS parameter; there are {}", known.join(", ")));
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// What clap says of arguments that mean nothing, without the values in them: after each `=` it says `...`.
+pub fn complaint(error: &clap::Error, args: &[OsString]) -> String {
+    let mut text = error.to_string();
+    for arg in args {
+        let mut arg = &*arg.to_string_lossy();
+        while let Some((name, value)) = arg.split_once('=') {
+            if !value.is_empty() {
+                text = text.replace(arg, &format!("{name}=..."));
+            }
+            arg = value;
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -183,6 +224,26 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_is_not_repeated_whatever_is_wrong() {
+        let image = ["ganeti-instance-debootstrap", "image"];
+        let cases: &[(&[&str], &str)] = &[
+            (&["--param", "pasword_hash=$6$hunter2"], "pasword_hash is no OS parameter; there are suite"),
+            (&["--param=pasword_hash=$6$hunter2"], "pasword_hash is no OS parameter"),
+            (&["--param", "$6$hunter2"], "expected KEY=VALUE"),
+            (&["--param", "$6$hunter2=="], "what stands before = is no OS parameter"),
+            (&["password_hash=$6$hunter2"], "'password_hash=...'"),
+            (&["--parm", "password_hash=$6$hunter2"], "'--parm'"),
+            (&["--parm=password_hash=$6$hunter2"], "'--parm"),
+            (&["--size", "password_hash=$6$hunter2"], "'password_hash=...' for '--size"),
+        ];
+        for (args, expected) in cases {
+            let args: Vec<OsString> = image.iter().chain(*args).map(OsString::from).collect();
+            let text = complaint(&Cli::try_parse_from(&args).unwrap_err(), &args);
+            assert!(text.contains(expected) && !text.contains("hunter2"), "{args:?}: {text}");
+        }
     }
 
     #[test]

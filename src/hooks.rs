@@ -7,8 +7,9 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
+use crate::admin_file::AdminFiles;
 use crate::command::init::{Job, SIGNALLED};
 use crate::command::{self, Ended, Tool};
 use crate::guest::{HookResolver, Resolver};
@@ -66,6 +67,7 @@ fn run_all(plan: &HookPlan, stage: &Stage) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
+    refuse_exposed(plan, dir)?;
     let root_device = stage.root_device.display().to_string();
     let shell = [&*plan.shell_settings, assignment("filesystem_dev", &root_device).as_bytes()].concat();
     std::fs::write(stage.workspace.join("settings.sh"), shell)
@@ -83,6 +85,22 @@ fn run_all(plan: &HookPlan, stage: &Stage) -> Result<()> {
         };
         judge(&hooks, &ended)
     })
+}
+
+/// Looks again, after the list was made: a bootstrap takes minutes, and another user may have made meanwhile what a link names.
+fn refuse_exposed(plan: &HookPlan, dir: &Path) -> Result<()> {
+    let mut files = AdminFiles::new(plan.strict);
+    let problems = files.look_at_tree(dir);
+    files
+        .tolerated()
+        .iter()
+        .filter(|fault| !plan.exposed.contains(fault))
+        .for_each(|fault| report::warning(fault));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!("{}", problems.join("\n  ")).context("looking at the hooks once more"))
+        .hint("no hook ran; hooks and what they read are root's alone, and so is every directory on the way to them")
 }
 
 /// Without namespaces, as it was before there were any: what a hook starts may live on.
@@ -131,7 +149,7 @@ fn judge(hooks: &[PathBuf], ended: &[Ended]) -> Result<()> {
         }
         return Ok(());
     }
-    Err(anyhow::anyhow!("{}", failed.join("\n  ")))
+    Err(anyhow!("{}", failed.join("\n  ")))
         .hint("all that a hook printed stands in the log; `keep_failed = true` leaves the disk to look at")
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use ganeti_instance_debootstrap::cli::Cli;
+use ganeti_instance_debootstrap::cli::{Cli, complaint};
 use ganeti_instance_debootstrap::command::init;
 use ganeti_instance_debootstrap::request::{Verb, process_env};
 use ganeti_instance_debootstrap::sys;
@@ -34,12 +34,17 @@ fn main() -> ExitCode {
         report::error(&error);
         return ExitCode::from(FAILED);
     }
-    let cli = match Cli::try_parse_from(as_subcommand(name, args)) {
+    let args = as_subcommand(name, args);
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => {
-            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // Of what was typed nothing is in it.
             let _ = error.print();
-            return ExitCode::from(if asked { DONE } else { WRONG_USAGE });
+            return ExitCode::from(DONE);
+        }
+        Err(error) => {
+            report::line(&complaint(&error, &args));
+            return ExitCode::from(WRONG_USAGE);
         }
     };
     let status = match verbs::run(&cli.command, process_env()) {

@@ -43,6 +43,34 @@ pub fn ascii(text: &[u8]) -> String {
     text.iter().map(clean).collect()
 }
 
+/// A text of several lines in printable ASCII: what else is in it is escaped.
+pub fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            ' '..='~' | '\n' => clean.push(c),
+            _ => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| clean += &format!("\\x{byte:02x}")),
+        }
+    }
+    clean
+}
+
+/// Characters of one line of the log: a tool, a mirror or a setting could make it as long as it likes, and who reads a log sees
+/// the last 20 lines.
+const LINE_MAX: usize = 2000;
+/// How many of them are the end of a longer line.
+const LINE_END: usize = 400;
+
+/// The text of one line, cut in the middle where it is too long. ASCII.
+fn bounded(line: String) -> String {
+    if line.len() <= LINE_MAX {
+        return line;
+    }
+    let mark = format!(" ... ({} characters) ... ", line.len());
+    let start = LINE_MAX - LINE_END - mark.len();
+    format!("{}{mark}{}", &line[..start], &line[line.len() - LINE_END..])
+}
+
 /// As much as can be written to a pipe without waiting, once it can be written to (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
@@ -85,7 +113,7 @@ pub fn line(text: &str) {
     let print = || {
         let mut out = String::new();
         for part in text.trim_end().split('\n') {
-            let _ = writeln!(out, "{}", ascii(part.as_bytes()));
+            let _ = writeln!(out, "{}", bounded(ascii(part.as_bytes())));
         }
         write_out(out.as_bytes());
     };
@@ -303,6 +331,19 @@ mod tests {
     #[test]
     fn only_printable_ascii_leaves_the_program() {
         assert_eq!(ascii("a\u{e9}\x1b[31m\tb".as_bytes()), "a???[31m b");
+    }
+
+    #[test]
+    fn a_long_line_is_cut_in_the_middle() {
+        assert_eq!(bounded("x".repeat(LINE_MAX)), "x".repeat(LINE_MAX));
+        let cut = bounded(format!("begin{}end", "x".repeat(100_000)));
+        assert!(cut.starts_with("beginx") && cut.ends_with("xend"), "{cut}");
+        assert!(cut.len() == LINE_MAX && cut.contains("x ... (100008 characters) ... x"), "{cut}");
+    }
+
+    #[test]
+    fn an_answer_keeps_its_lines_and_nothing_else_that_is_not_printable() {
+        assert_eq!(printable("a\\b\nc\u{1b}[31m\u{9b}\u{e9}\t"), "a\\b\nc\\x1b[31m\\xc2\\x9b\\xc3\\xa9\\x09");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Who else than root could have written a file: by its owner and mode, and by those of every directory and link on the way
 //! to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -17,12 +18,16 @@ const BY_GROUP: u32 = 0o020;
 const BY_ALL: u32 = 0o002;
 /// The kernel follows no more links in one path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+/// Files and directories beyond this are no hooks and nothing that they read.
+const MAX_FILES: usize = 20_000;
 
 /// What is wrong with one file or directory, and the command that mends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exposure {
     /// Every user of the node could have written it.
     to_all: bool,
+    /// It belongs to another user than root.
+    of_another: bool,
     sentence: String,
 }
 
@@ -32,6 +37,14 @@ pub struct AdminFiles {
     strict: bool,
     tolerated: Vec<String>,
     ways: BTreeMap<PathBuf, Vec<Exposure>>,
+}
+
+/// Whether the sticky bit of a directory keeps strangers off: from what is there already, and belongs to root, it does; it lets
+/// everybody add to the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sticky {
+    Protects,
+    LetsAllAdd,
 }
 
 impl AdminFiles {
@@ -52,7 +65,21 @@ impl AdminFiles {
         &self.tolerated
     }
 
-    /// Opens a file or a directory to be read. The answer is of what was opened. An error is a sentence.
+    /// Whether the file, or a directory or link on the way to it, belongs to another user than root: then he says what is in it.
+    pub fn belongs_to_another(&mut self, path: &Path) -> bool {
+        let own = path.metadata().map_or(Vec::new(), |meta| exposures(&meta, path, Sticky::Protects));
+        let on_the_way = way_to(path).map_or(Vec::new(), |way| self.exposures_of(way.parts));
+        own.iter().chain(&on_the_way).any(|exposure| exposure.of_another)
+    }
+
+    /// Looks at a directory in which files are looked for by their names: whoever can add to it can add such a file. An error is a
+    /// sentence; one that is not there has no file.
+    pub fn look_in(&mut self, dir: &Path) -> Result<(), String> {
+        if dir.is_dir() { self.open(dir).map(drop) } else { Ok(()) }
+    }
+
+    /// Opens a file or a directory to be read. The answer is of what was opened. A directory is opened for what is in it: that
+    /// everybody can add to it is a fault, sticky or not. An error is a sentence.
     pub fn open(&mut self, path: &Path) -> Result<File, String> {
         let shown = path.display();
         // A pipe would wait for its other end.
@@ -61,33 +88,85 @@ impl AdminFiles {
             .map(File::from)
             .map_err(|error| format!("opening {shown}: {}", std::io::Error::from(error)))?;
         let meta = file.metadata().map_err(|error| format!("opening {shown}: {error}"))?;
-        let mut found = exposures(&meta, path);
-        for way in way_to(path)? {
-            let known = self.ways.entry(way).or_insert_with_key(|way| of_way(way));
-            found.extend(known.iter().cloned());
-        }
+        let mut found = exposures(&meta, path, Sticky::LetsAllAdd);
+        found.extend(self.exposures_of(way_to(path)?.parts));
         self.sort(found)?;
         Ok(file)
     }
 
-    /// Opens a directory and all that is in it, for those who let others read it. Errors are sentences.
+    fn exposures_of(&mut self, way: Vec<PathBuf>) -> Vec<Exposure> {
+        let mut found = Vec::new();
+        for part in way {
+            let known = self.ways.entry(part).or_insert_with_key(|part| of_way(part));
+            found.extend(known.iter().cloned());
+        }
+        found
+    }
+
+    /// Opens a directory and all that is in it, also behind links, for those who let others read it. Errors are sentences.
     pub fn look_at_tree(&mut self, dir: &Path) -> Vec<String> {
         let mut problems = Vec::new();
-        for entry in WalkDir::new(dir) {
+        let mut seen = BTreeSet::new();
+        let mut walk = WalkDir::new(dir).follow_links(true).into_iter();
+        let mut count = 0;
+        while let Some(entry) = walk.next() {
+            count += 1;
             let looked = match entry {
-                // A link into nowhere is no file.
-                Ok(entry) if entry.path().exists() => self.open(entry.path()).map(drop),
-                Ok(_) => Ok(()),
-                Err(error) => Err(format!("looking through {}: {error}", dir.display())),
+                _ if count > MAX_FILES => Err(format!(
+                    "more than {MAX_FILES} files and directories are below {}: not all can be looked at",
+                    dir.display()
+                )),
+                Ok(entry) => {
+                    let inode = entry.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+                    let is_new = inode.is_none_or(|inode| seen.insert(inode));
+                    // Two links to one directory: what is in it was looked at.
+                    if entry.file_type().is_dir() && !is_new {
+                        walk.skip_current_dir();
+                    }
+                    self.open(entry.path()).map(drop)
+                }
+                Err(error) => self.look_at_unreadable(dir, &error),
             };
             problems.extend(looked.err().filter(|problem| !problems.contains(problem)));
+            if count > MAX_FILES {
+                break;
+            }
         }
         problems
     }
 
+    /// What a walk below `dir` could not look at. A link that leads nowhere, or back to itself, is no file; but who can make the
+    /// file that it names, or make it lead elsewhere, is asked.
+    fn look_at_unreadable(&mut self, dir: &Path, error: &walkdir::Error) -> Result<(), String> {
+        let unlooked = || Err(format!("looking through {}: {error}", dir.display()));
+        let Some(path) = error.path() else { return unlooked() };
+        let is_link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+        // To a directory that it lies in.
+        let is_circle = error.loop_ancestor().is_some();
+        let kind = error.io_error().map(std::io::Error::kind);
+        let leads_nowhere = matches!(kind, Some(ErrorKind::NotFound | ErrorKind::NotADirectory));
+        let is_loop = error.io_error().and_then(std::io::Error::raw_os_error)
+            == Some(rustix::io::Errno::LOOP.raw_os_error());
+        if !is_link || !(is_circle || leads_nowhere || is_loop) {
+            return unlooked();
+        }
+        let Way { parts, end } = way_of(path);
+        let mut found = self.exposures_of(parts);
+        // Where the next part of the path would be made.
+        if let Some((place, meta)) = end.and_then(|end| Some((end.clone(), end.metadata().ok()?))) {
+            found.extend(exposures(&meta, &place, Sticky::LetsAllAdd));
+        }
+        self.sort(found)
+    }
+
     fn sort(&mut self, found: Vec<Exposure>) -> Result<(), String> {
         if found.iter().any(|exposure| exposure.to_all || self.strict) {
-            let sentences: Vec<String> = found.into_iter().map(|exposure| exposure.sentence).collect();
+            let mut sentences: Vec<String> = Vec::new();
+            for Exposure { sentence, .. } in found {
+                if !sentences.contains(&sentence) {
+                    sentences.push(sentence);
+                }
+            }
             return Err(sentences.join("; "));
         }
         for Exposure { sentence, .. } in found {
@@ -100,14 +179,14 @@ impl AdminFiles {
 }
 
 /// Of a file or directory.
-fn exposures(meta: &Metadata, path: &Path) -> Vec<Exposure> {
+fn exposures(meta: &Metadata, path: &Path, sticky: Sticky) -> Vec<Exposure> {
     let mode = meta.mode() & 0o7777;
     let mut found = wrong_owner(meta, path, "chown");
     let path = path.display();
     // In a sticky directory a user can replace only files of his own (inode(7)).
-    let sticky = meta.is_dir() && mode & STICKY != 0;
+    let is_protected = sticky == Sticky::Protects && meta.is_dir() && mode & STICKY != 0;
     let writers = match mode & (BY_GROUP | BY_ALL) {
-        _ if sticky => None,
+        _ if is_protected => None,
         0 => None,
         BY_GROUP => Some(("its group", "g-w")),
         BY_ALL => Some(("everybody", "o-w")),
@@ -115,6 +194,7 @@ fn exposures(meta: &Metadata, path: &Path) -> Vec<Exposure> {
     };
     found.extend(writers.map(|(who, change)| Exposure {
         to_all: mode & BY_ALL != 0,
+        of_another: false,
         sentence: format!("{path} can be written by {who} (mode {mode:04o}): chmod {change} {path}"),
     }));
     found
@@ -128,6 +208,7 @@ fn wrong_owner(meta: &Metadata, path: &Path, chown: &str) -> Vec<Exposure> {
     let who = if owner == NOBODY { format!("nobody (uid {NOBODY})") } else { format!("uid {owner}") };
     vec![Exposure {
         to_all: owner == NOBODY,
+        of_another: true,
         sentence: format!("{path} belongs to {who}, not to root: {chown} root {path}"),
     }]
 }
@@ -138,35 +219,61 @@ fn of_way(way: &Path) -> Vec<Exposure> {
     match meta.is_symlink() {
         // The mode of a link means nothing.
         true => wrong_owner(&meta, way, "chown -h"),
-        false => exposures(&meta, way),
+        false => exposures(&meta, way, Sticky::Protects),
     }
 }
 
-/// Every directory and link that the kernel goes through, in its order (path_resolution(7)). The path is absolute.
-fn way_to(path: &Path) -> Result<Vec<PathBuf>, String> {
-    let absolute =
-        std::path::absolute(path).map_err(|error| format!("opening {}: {error}", path.display()))?;
+/// What the kernel goes through to a file (path_resolution(7)).
+struct Way {
+    /// Every directory and link.
+    parts: Vec<PathBuf>,
+    /// Where nothing is: the directory that has no such name. None: there is a file at the end, or the links have none.
+    end: Option<PathBuf>,
+}
+
+/// The way to a file; an error, which is a sentence, where links lead in a circle.
+fn way_to(path: &Path) -> Result<Way, String> {
+    let mut links = 0;
+    follow(path, &mut links).filter(|_| links <= MAX_LINKS).ok_or_else(|| match links {
+        0..=MAX_LINKS => format!("opening {}: there is no current directory", path.display()),
+        _ => format!("opening {}: too many links", path.display()),
+    })
+}
+
+/// The same, as far as the links can be followed.
+fn way_of(path: &Path) -> Way {
+    follow(path, &mut 0).unwrap_or(Way { parts: Vec::new(), end: None })
+}
+
+/// Counts the links; with more than [`MAX_LINKS`] it ends.
+fn follow(path: &Path, links: &mut usize) -> Option<Way> {
+    let absolute = std::path::absolute(path).ok()?;
     let parts = |path: &Path| -> VecDeque<OsString> {
         path.components().map(|part| part.as_os_str().to_owned()).collect()
     };
     let mut rest = parts(&absolute);
     let mut here = PathBuf::from("/");
     let mut way = Vec::new();
-    let mut links = 0;
+    let mut end = None;
     while let Some(part) = rest.pop_front() {
         way.push(here.clone());
+        let before = here.clone();
         match Path::new(&part).components().next() {
             Some(Component::ParentDir) => drop(here.pop()),
             Some(Component::Normal(name)) => here.push(name),
             Some(Component::RootDir) => here = "/".into(),
             Some(Component::CurDir | Component::Prefix(_)) | None => {}
         }
+        if here.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+            end = Some(before);
+            break;
+        }
         if let Ok(target) = std::fs::read_link(&here) {
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(format!("opening {}: too many links", path.display()));
-            }
+            *links += 1;
             way.push(here.clone());
+            if *links > MAX_LINKS {
+                break;
+            }
             here.pop();
             let mut parts = parts(&target);
             parts.append(&mut rest);
@@ -175,7 +282,7 @@ fn way_to(path: &Path) -> Result<Vec<PathBuf>, String> {
     }
     way.sort();
     way.dedup();
-    Ok(way)
+    Some(Way { parts: way, end })
 }
 
 #[cfg(test)]
@@ -218,6 +325,45 @@ mod tests {
             assert_eq!(files.open(&file).is_err(), lenient, "{case}");
             assert_eq!(files.tolerated().len(), usize::from(strict && !lenient), "{case}");
         }
+        // Whoever looks for files in a directory takes what everybody can add.
+        let error = AdminFiles::new(false).look_in(&sub).unwrap_err();
+        assert!(error.contains("can be written by everybody (mode 1777): chmod go-w"), "{error}");
+        assert!(AdminFiles::new(true).look_in(&dir.path().join("absent")).is_ok());
+    }
+
+    #[test]
+    fn what_links_lead_to_is_looked_at_and_circles_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().canonicalize().unwrap();
+        for name in ["hooks", "shared", "shared/deep", "mid"] {
+            std::fs::create_dir(place.join(name)).unwrap();
+        }
+        symlink("../shared", place.join("hooks/one")).unwrap();
+        symlink("../shared", place.join("hooks/two")).unwrap();
+        symlink("../../hooks", place.join("shared/deep/back")).unwrap();
+        std::fs::write(place.join("shared/deep/setting"), "x").unwrap();
+        let look = |strict| AdminFiles::new(strict).look_at_tree(&place.join("hooks"));
+        assert_eq!(look(true), [""; 0]);
+        chmod(&place.join("shared/deep/setting"), 0o666);
+        let problems = look(false);
+        assert!(
+            problems.len() == 1 && problems[0].contains("/deep/setting can be written by"),
+            "{problems:?}"
+        );
+        chmod(&place.join("shared/deep/setting"), 0o644);
+
+        // Who could make what a link names.
+        symlink("../mid/sub/late", place.join("hooks/50-late")).unwrap();
+        assert_eq!(look(true), [""; 0]);
+        chmod(&place.join("mid"), 0o1777);
+        let problems = look(false);
+        assert!(
+            problems.len() == 1 && problems[0].contains("/mid can be written by everybody"),
+            "{problems:?}"
+        );
+        // A sticky directory protects what is in it.
+        std::fs::create_dir(place.join("mid/sub")).unwrap();
+        assert_eq!(look(true), [""; 0]);
     }
 
     #[test]

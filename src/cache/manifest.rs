@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::report::WithHint;
+use super::shown;
+use crate::report::{Foreign, WithHint};
 
 /// Every package was signed by somebody.
 pub const CHECKED: &str = "checked";
@@ -96,13 +97,13 @@ impl Manifest {
             Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => {}
             _ => return Ok(None),
         }
-        let context = || format!("reading the manifest {}", path.display());
+        let context = || format!("reading the manifest {}", shown(path));
         let text = std::fs::read_to_string(path).with_context(context)?;
         toml::from_str(&text)
             .map(Some)
-            .map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))
+            .map_err(|error| anyhow::anyhow!("{}", Foreign(error.message().as_bytes())))
             .with_context(context)
-            .hint(format!("rm {}; what it described can be made or sealed anew", path.display()))
+            .hint(format!("rm {}; what it described can be made or sealed anew", shown(path)))
     }
 
     /// Whether its tar is one that this manifest may name: of its own stem, beside it.

@@ -18,8 +18,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
+use crate::admin_file::AdminFiles;
 use crate::bootstrap::Recipe;
-use crate::report::{self, WithHint};
+use crate::report::{self, Foreign, WithHint};
 use crate::sys::lock;
 
 pub use base_tar::{BaseTar, Origin, digest_of};
@@ -52,6 +53,49 @@ pub struct Entry {
     pub manifest: Option<Manifest>,
     /// A handmade file that its owner may not write never expires: an old promise.
     pub owner_writable: bool,
+    judgement: Judgement,
+}
+
+/// What becomes of a file of the cache that others than root could have written. One that everybody could have written is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// It is refused.
+    Strict,
+    /// It is used, with a warning.
+    Lenient,
+}
+
+/// A file of the cache that others could have written: what is wrong, and the command that mends it.
+#[derive(Debug)]
+pub struct Exposed(String);
+
+impl std::fmt::Display for Exposed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Exposed {}
+
+impl Judgement {
+    /// By the settings: see [`crate::settings`].
+    pub fn strict_if(strict: bool) -> Judgement {
+        if strict { Judgement::Strict } else { Judgement::Lenient }
+    }
+
+    /// Refuses a file that others could have written ([`Exposed`]), or warns. One that is not there is none.
+    fn of(self, path: &Path) -> Result<()> {
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let mut files = AdminFiles::new(self == Judgement::Strict);
+        let opened = files.open(path);
+        files.tolerated().iter().for_each(|fault| report::warning(&Foreign(fault.as_bytes()).to_string()));
+        let fault = opened.err().map(|fault| Exposed(Foreign(fault.as_bytes()).to_string()));
+        fault
+            .map_or(Ok(()), Err)
+            .hint("a file of the cache becomes the files of guests: it is root's alone, or it goes")
+    }
 }
 
 impl Entry {
@@ -83,9 +127,12 @@ impl Entry {
         }
     }
 
-    /// Opens it for reading; it stays readable whatever a prune or refresh does meanwhile.
+    /// Opens it for reading; it stays readable whatever a prune or refresh does meanwhile. An error is [`Exposed`] where others
+    /// could have written it or its manifest.
     pub fn open(&self) -> Result<BaseTar> {
-        let shown = self.path.display();
+        let shown = shown(&self.path);
+        self.judgement.of(&self.path)?;
+        self.judgement.of(&manifest_path(&self.path))?;
         let file = File::open(&self.path).with_context(|| format!("opening the cache file {shown}"))?;
         let meta = file.metadata()?;
         let origin = self.origin(&meta);
@@ -105,6 +152,7 @@ impl Entry {
 #[derive(Debug, Clone)]
 pub struct Store {
     pub dir: PathBuf,
+    judgement: Judgement,
 }
 
 /// The exclusive right to change what is in the cache: the lock of a file that only root can open. Ends with the process, however
@@ -150,9 +198,11 @@ impl Entry {
 }
 
 impl Store {
-    /// The store in `dir`, which need not exist yet.
-    pub fn new(dir: &Path) -> Store {
-        Store { dir: dir.to_owned() }
+    /// The store in `dir`, which need not exist yet. Whoever could write to it cannot any more: before anything in it is looked at.
+    pub fn open(dir: &Path, judgement: Judgement) -> Result<Store> {
+        let store = Store { dir: dir.to_owned(), judgement };
+        store.take_write_from_others()?;
+        Ok(store)
     }
 
     /// What a recipe is made from, if it is there and has not expired. A file made by hand comes first: whoever
@@ -228,8 +278,8 @@ impl Store {
 
     fn lock_file(&self, name: &str, mut waiting: impl FnMut(&str)) -> Result<StoreLock> {
         let path = self.dir.join(name);
-        let context = || format!("locking {}", path.display());
-        self.take_write_from_others().with_context(context)?;
+        let context = || format!("locking {}", shown(&path));
+        self.take_write_from_others()?;
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = File::options()
             .write(true)
@@ -242,24 +292,30 @@ impl Store {
         let meta = file.metadata().with_context(context)?;
         let is_ours = meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw();
         if !is_ours {
-            return Err(anyhow!("{} is not root's file", path.display()))
-                .hint(format!("rm {}; somebody else made it", path.display()));
+            return Err(anyhow!("{} is not root's file", shown(&path)))
+                .hint(format!("rm {}; somebody else made it", shown(&path)));
         }
         file.set_permissions(std::fs::Permissions::from_mode(0o600)).with_context(context)?;
         lock::exclusive(&file, None, &mut waiting).with_context(context)?;
         Ok(StoreLock { _file: file })
     }
 
-    /// Whoever may write to the directory could put another file in the place of the lock.
+    /// Whoever may write to the directory could put another file in the place of the lock, or of a tree.
     fn take_write_from_others(&self) -> Result<()> {
-        let mode = std::fs::metadata(&self.dir)?.mode() & 0o7777;
-        if mode & 0o002 != 0 {
-            report::warning(&format!(
-                "{} could be written by everybody; it cannot any more",
-                self.dir.display()
-            ));
-            std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(mode & !0o002))?;
+        let dir = shown(&self.dir);
+        let mode = match std::fs::metadata(&self.dir) {
+            Ok(meta) => meta.mode() & 0o7777,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("opening the cache directory {dir}")),
+        };
+        if mode & 0o002 == 0 {
+            return Ok(());
         }
+        // Who let everybody write chose no group.
+        std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(mode & !0o022))
+            .with_context(|| format!("taking write from others in {dir} (mode {mode:04o})"))
+            .hint(format!("chmod go-w {dir}"))?;
+        report::warning(&format!("{dir} could be written by everybody; it cannot any more"));
         Ok(())
     }
 
@@ -267,7 +323,7 @@ impl Store {
     pub fn make_dir(&self) -> Result<()> {
         if !self.dir.is_dir() {
             std::fs::create_dir_all(&self.dir)
-                .with_context(|| format!("making the cache directory {}", self.dir.display()))?;
+                .with_context(|| format!("making the cache directory {}", shown(&self.dir)))?;
             std::fs::set_permissions(&self.dir, std::fs::Permissions::from_mode(0o700))?;
         }
         Ok(())
@@ -278,15 +334,16 @@ impl Store {
         // A bare name is one of this directory.
         let bare = path.components().count() == 1;
         let path = if bare { self.dir.join(path) } else { path.to_owned() };
-        let path = std::fs::canonicalize(&path).with_context(|| format!("opening {}", path.display()))?;
+        let path = std::fs::canonicalize(&path).with_context(|| format!("opening {}", shown(&path)))?;
         let name = path.file_name().and_then(|name| name.to_str()).context("naming the file to seal")?;
-        let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        self.judgement.of(&path)?;
+        let mut file = File::open(&path).with_context(|| format!("opening {}", shown(&path)))?;
         let known = self.entries()?.into_iter().find(|entry| entry.name() == name);
         if !is_handmade(name) && known.is_none() {
             bail!("{name} is no cache file; expected a name like cache-SUITE-ARCH.tar");
         }
         if path.parent() != Some(std::fs::canonicalize(&self.dir)?.as_path()) {
-            bail!("{} does not lie in the cache directory {}", path.display(), self.dir.display());
+            bail!("{} does not lie in the cache directory {}", shown(&path), shown(&self.dir));
         }
         let digest = digest_of(&mut file)?;
         let size_bytes = file.metadata()?.len();
@@ -313,7 +370,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
                 return Err(error)
-                    .with_context(|| format!("reading the cache directory {}", self.dir.display()));
+                    .with_context(|| format!("reading the cache directory {}", shown(&self.dir)));
             }
         };
         let mut names: Vec<String> =
@@ -358,6 +415,7 @@ impl Store {
             suite,
             arch,
             manifest,
+            judgement: self.judgement,
         }))
     }
 }
@@ -382,6 +440,11 @@ fn modified_ns(meta: &std::fs::Metadata) -> u64 {
 fn changed_ns(meta: &std::fs::Metadata) -> u64 {
     let seconds = u64::try_from(meta.ctime()).unwrap_or_default();
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(meta.ctime_nsec()).unwrap_or_default())
+}
+
+/// A path for a message: names in the directory may be anybody's.
+fn shown(path: &Path) -> String {
+    Foreign(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
 fn file_name(path: &Path) -> String {
@@ -457,7 +520,7 @@ mod tests {
     #[test]
     fn a_file_made_by_hand_is_used_until_it_expires() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         let path = dir.path().join("cache-trixie-amd64.tar");
         std::fs::write(&path, b"x").unwrap();
         let found = store.find(&recipe(), Some(14)).unwrap().unwrap();
@@ -484,7 +547,7 @@ mod tests {
     #[test]
     fn a_lock_goes_with_its_holder_and_strangers_cannot_take_it() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let held = store.lock(|_| {}).unwrap();
         let lock_file = || File::options().write(true).open(dir.path().join(LOCK)).unwrap();
@@ -495,14 +558,14 @@ mod tests {
         assert!(lock::try_exclusive(&_stranger).unwrap());
         let _held = store.lock(|_| panic!("it waits")).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!((mode(dir.path()), mode(&dir.path().join(LOCK))), (0o775, 0o600));
+        assert_eq!((mode(dir.path()), mode(&dir.path().join(LOCK))), (0o755, 0o600));
         assert!(store.entries().unwrap().is_empty() && store.orphans().unwrap().is_empty());
     }
 
     #[test]
     fn a_manifest_without_its_tar_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         let manifest = Manifest::by_hand("trixie".into(), "amd64".into(), "gone.tar", SystemTime::now());
         publish::write_manifest(&dir.path().join(format!("{}.toml", stem(&recipe()))), &manifest).unwrap();
         assert!(store.find(&recipe(), None).unwrap().is_none());

@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{CHECKED, NOT_CHECKED, now};
-use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, stem};
+use super::{BaseTar, Manifest, Origin, Store, StoreLock, modified_ns, shown, stem};
 use crate::bootstrap::{Kernel, Made, Recipe};
 use crate::report;
 use crate::sys::tmpfile;
@@ -140,7 +140,7 @@ impl Finished {
         let orphans = orphans.filter(ours).collect::<Vec<_>>();
         for old in orphans.into_iter().chain(store.stale_templates().unwrap_or_default()) {
             if let Err(error) = std::fs::remove_file(&old) {
-                report::warning(&format!("removing {}: {error}", old.display()));
+                report::warning(&format!("removing {}: {error}", shown(&old)));
             }
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Finished {
 
 /// Writes a manifest beside its tar, replacing an earlier one in one step.
 pub fn write_manifest(path: &Path, manifest: &Manifest) -> Result<()> {
-    let context = || format!("writing {}", path.display());
+    let context = || format!("writing {}", shown(path));
     let dir = path.parent().with_context(context)?;
     let file = prepared(dir, manifest).with_context(context)?;
     named(&file, path)
@@ -190,7 +190,7 @@ fn prepared(dir: &Path, manifest: &Manifest) -> Result<File> {
 
 /// Gives a file its name for good, in one step where it replaces another.
 fn named(file: &File, path: &Path) -> Result<()> {
-    let context = || format!("publishing {}", path.display());
+    let context = || format!("publishing {}", shown(path));
     if path.exists() {
         // An orphan of its key, should the program die before the rename.
         let staged = path.with_extension("new");

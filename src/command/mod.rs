@@ -6,6 +6,7 @@ pub mod init;
 mod pump;
 pub mod root;
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
@@ -14,12 +15,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::pipe::PipeFlags;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 pub use channel::Channel;
-use pump::{Pump, Tail};
+pub use pump::LINE_BYTES;
+use pump::{OUTPUT_MAX_BYTES, Pump, Tail};
 
 use crate::report::{self, WithHint};
 use crate::sys::{self, signals};
@@ -169,17 +171,23 @@ impl Tool {
 
     /// Runs it to its end; stdout and stderr go to the log.
     pub fn run(&self) -> Result<()> {
+        self.run_showing(|line| Some(line.into()))
+    }
+
+    /// The same; of each line only what `show` leaves goes to the log, and to an error.
+    pub fn run_showing(&self, mut show: impl FnMut(&[u8]) -> Option<Cow<'_, [u8]>>) -> Result<()> {
         let mut tail = Tail::default();
         let (status, _) = self.wait(None, |line| {
+            let Some(line) = show(line) else { return };
             if !self.quiet {
-                report::tool_line(line);
+                report::tool_line(&line);
             }
-            tail.push(line);
+            tail.push(&line);
         })?;
         self.judge(status, &tail)
     }
 
-    /// Runs it to its end and returns its stdout (4 MiB at most); stderr goes to the log.
+    /// Runs it to its end and returns its stdout; stderr goes to the log. More than 4 MiB are an error.
     pub fn output(&self) -> Result<Vec<u8>> {
         let mut tail = Tail::default();
         let (read, write) = pipe()?;
@@ -245,6 +253,12 @@ impl Tool {
         }
         let mut pump = Pump::new(log_read.into(), out_read);
         let status = pump.until_exit(&mut child, &mut each_line)?;
+        ensure!(
+            !pump.is_cut,
+            "{} printed more than {}",
+            self.display(),
+            report::size(OUTPUT_MAX_BYTES as u64)
+        );
         Ok((status, pump.taken))
     }
 
@@ -435,6 +449,14 @@ mod tests {
     fn output_is_stdout_alone_and_stdin_is_what_was_given() {
         let out = Tool::new("sh").args(["-c", "cat; echo no >&2"]).stdin("yes").quiet().output().unwrap();
         assert_eq!(out, b"yes");
+    }
+
+    #[test]
+    fn too_much_output_is_an_error_and_not_cut() {
+        let head = |bytes: usize| Tool::new("head").args(["-c", &bytes.to_string(), "/dev/zero"]).output();
+        assert_eq!(head(OUTPUT_MAX_BYTES).unwrap().len(), OUTPUT_MAX_BYTES);
+        let error = head(OUTPUT_MAX_BYTES + 1).unwrap_err().to_string();
+        assert!(error.ends_with("printed more than 4 MiB"), "{error}");
     }
 
     #[test]

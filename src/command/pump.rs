@@ -17,11 +17,11 @@ use crate::sys::signals;
 /// Lines of output that an error shows.
 const TAIL_LINES: usize = 8;
 /// Bytes of one line that are kept.
-const LINE_BYTES: usize = 400;
+pub const LINE_BYTES: usize = 400;
 /// Reads of 16 KiB before signals are looked at again; a pipe holds 64 KiB.
 const DRAIN_READS: usize = 8;
 /// Bytes of output that [`super::Tool::output`] takes.
-const OUTPUT_MAX_BYTES: usize = 4 << 20;
+pub const OUTPUT_MAX_BYTES: usize = 4 << 20;
 
 /// The last lines of a tool's output.
 #[derive(Default, Clone)]
@@ -46,11 +46,13 @@ pub struct Pump {
     out: Option<File>,
     partial: Vec<u8>,
     pub taken: Vec<u8>,
+    /// There was more of it.
+    pub is_cut: bool,
 }
 
 impl Pump {
     pub fn new(log: File, out: Option<File>) -> Pump {
-        Pump { log: Some(log), out, partial: Vec::new(), taken: Vec::new() }
+        Pump { log: Some(log), out, partial: Vec::new(), taken: Vec::new(), is_cut: false }
     }
 
     pub fn until_exit(&mut self, child: &mut Child, each_line: &mut dyn FnMut(&[u8])) -> Result<ExitStatus> {
@@ -104,10 +106,11 @@ impl Pump {
                 }
             }
         })?;
-        let taken = &mut self.taken;
+        let (taken, is_cut) = (&mut self.taken, &mut self.is_cut);
         drain(&mut self.out, |bytes| {
             let room = OUTPUT_MAX_BYTES - taken.len();
             taken.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            *is_cut |= bytes.len() > room;
         })
     }
 }

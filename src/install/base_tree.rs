@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::bootstrap::{self, Downloads};
-use crate::cache::{BaseTar, Kind, NewBase, Signatures, Store, StoreLock};
+use crate::cache::{BaseTar, Exposed, Kind, NewBase, Signatures, Store, StoreLock};
 use crate::disk::{Format, LoopDevice, make_filesystem};
 use crate::filesystem::Filesystem;
 use crate::guest::{Trust, Workspace, boot};
@@ -37,7 +37,7 @@ pub enum Freshness {
 
 /// The tar to make guests from.
 pub fn ready(plan: &BasePlan, workspace: &Workspace, freshness: Freshness) -> Result<BaseTar> {
-    let store = Store::new(&plan.cache_dir);
+    let store = Store::open(&plan.cache_dir, plan.judgement)?;
     if let Some(base) = cached(plan, &store, freshness)? {
         return Ok(base);
     }
@@ -65,8 +65,12 @@ fn cached(plan: &BasePlan, store: &Store, freshness: Freshness) -> Result<Option
     let Some(entry) = store.find(&plan.recipe, plan.clean_days)? else { return Ok(None) };
     let age = rounded(entry.made.elapsed().unwrap_or_default());
     let by = if entry.kind == Kind::Handmade { " (made by hand, or by the predecessor)" } else { "" };
-    // A prune may be faster than we are: then there is no cache, and that is all.
-    let Ok(base) = entry.open() else { return Ok(None) };
+    let base = match entry.open() {
+        Ok(base) => base,
+        Err(error) if report::cause::<Exposed>(&error).is_some() => return Err(error),
+        // A prune may be faster than we are: then there is no cache, and that is all.
+        Err(_) => return Ok(None),
+    };
     if freshness == Freshness::Checked {
         match base.verify() {
             // What somebody made by hand is not replaced behind his back.
@@ -79,7 +83,7 @@ fn cached(plan: &BasePlan, store: &Store, freshness: Freshness) -> Result<Option
             Ok(()) => {}
         }
     }
-    report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", entry.path.display()));
+    report::line(&format!("{:>10}  using {}{by}, made {age} ago", "cache", base.name));
     warn_of(entry.signatures());
     Ok(Some(base))
 }

@@ -12,7 +12,7 @@ use super::base_tree::free_bytes;
 use super::unpack::unpack;
 use crate::allocation;
 use crate::allocation::ext4::identity;
-use crate::cache::{BaseTar, BlockRuns, NewTemplate, Origin, Store, Template, TemplateSpec};
+use crate::cache::{BaseTar, BlockRuns, Exposed, NewTemplate, Origin, Store, Template, TemplateSpec};
 use crate::command::Tool;
 use crate::disk::{Disk, Format, LoopDevice, make_filesystem, maker_of_ext};
 use crate::filesystem::{Filesystem, KernelVersion};
@@ -36,6 +36,9 @@ const ROOM_BYTES: u64 = 256 << 20;
 pub fn ready(plan: &Plan, base: &BaseTar, workspace: &Workspace) -> Result<Option<Template>> {
     wanted(plan, base, workspace).or_else(|error| {
         signals::check()?;
+        if report::cause::<Exposed>(&error).is_some() {
+            return Err(error);
+        }
         report::warning(&format!("no template: {}; the tree is unpacked", report::sentence(&error)));
         Ok(None)
     })
@@ -89,7 +92,7 @@ fn found_or_made(
     spec: &TemplateSpec,
     workspace: &Workspace,
 ) -> Result<Option<Template>> {
-    let store = Store::new(&plan.cache_dir);
+    let store = Store::open(&plan.cache_dir, plan.judgement)?;
     if let Some(template) = store.template(origin, spec)? {
         return Ok(Some(template));
     }

@@ -17,6 +17,10 @@ pub struct HookPlan {
     pub dir: Option<PathBuf>,
     pub fail_fast: bool,
     pub namespace: bool,
+    /// What others than root could have written is refused, and not only told of.
+    pub strict: bool,
+    /// What the settings told of already: a sentence each.
+    pub exposed: Vec<String>,
     /// What Ganeti gave, what the shell settings export, and the documented variables.
     pub environment: Vec<(OsString, OsString)>,
     /// What a hook finds that sources common.sh: the state of the shell files, then the settings as
@@ -33,6 +37,8 @@ impl HookPlan {
             dir: settings.customize_dir.clone(),
             fail_fast: settings.hooks_fail_fast,
             namespace: settings.hooks_namespace,
+            strict: settings.is_strict(),
+            exposed: settings.layers.exposed.clone(),
             environment: environment(context, settings),
             shell_settings: shell_settings(inputs),
             cwd: context.places.os_dir.clone(),

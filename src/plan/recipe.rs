@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bootstrap::{Kernel, Recipe, credentials};
-use crate::cache::Compression;
+use crate::cache::{Compression, Judgement};
 use crate::request::Context;
 use crate::settings::{Settings, conflicts};
 
@@ -12,6 +12,8 @@ use crate::settings::{Settings, conflicts};
 pub struct BasePlan {
     pub recipe: Recipe,
     pub cache_dir: PathBuf,
+    /// Of what is in the cache.
+    pub judgement: Judgement,
     pub generate_cache: bool,
     pub compression: Compression,
     /// None: cache files never expire.
@@ -26,6 +28,7 @@ impl BasePlan {
         BasePlan {
             recipe: recipe(settings, kernel),
             cache_dir: settings.cache_dir(&context.places).to_owned(),
+            judgement: Judgement::strict_if(settings.is_strict()),
             generate_cache: settings.generate_cache,
             compression: settings.cache_compression,
             clean_days: settings.clean_cache_days,

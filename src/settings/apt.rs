@@ -1,5 +1,6 @@
 //! apt_dir: the site's own apt sources and the keys that sign them, for the guests of a variant.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
 
@@ -15,24 +16,32 @@ const MAX_FILES: usize = 100;
 /// /etc/apt/keyrings/NAME, `*.pref` preferences. Other names are left out. Problems are sentences.
 pub fn read(dir: &Path, admin: &mut AdminFiles, problems: &mut Vec<String>) -> Vec<AptFile> {
     let mut files = Vec::new();
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
+    let names = match names(dir) {
+        Ok(names) => names,
         Err(error) => {
             problems.push(format!("reading apt_dir {}: {error}", dir.display()));
             return files;
         }
     };
-    for entry in entries.flatten().take(MAX_FILES) {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let Some(place) = place(&name) else { continue };
-        let path = entry.path();
-        match content(&path, admin) {
+    problems.extend(admin.look_in(dir).err());
+    let named = names.iter().filter_map(|name| Some((name.to_str()?, place(name.to_str()?)?)));
+    let named: Vec<(&str, &str)> = named.collect();
+    if named.len() > MAX_FILES {
+        problems.push(format!("apt_dir {} has more than {MAX_FILES} files", dir.display()));
+        return files;
+    }
+    for (name, place) in named {
+        match content(&dir.join(name), admin) {
             Ok(content) => files.push(AptFile { path: format!("{place}/{name}"), content }),
             Err(problem) => problems.push(problem),
         }
     }
     files.sort_by(|one, other| one.path.cmp(&other.path));
     files
+}
+
+fn names(dir: &Path) -> std::io::Result<Vec<OsString>> {
+    std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
 fn content(path: &Path, admin: &mut AdminFiles) -> Result<Vec<u8>, String> {
@@ -86,5 +95,10 @@ mod tests {
         assert_eq!(problems, [""; 0]);
         assert!(read(&dir.path().join("no"), &mut AdminFiles::new(true), &mut problems).is_empty());
         assert_eq!(problems.len(), 1);
+        for number in 0..=MAX_FILES {
+            std::fs::write(dir.path().join(format!("{number}.pref")), "").unwrap();
+        }
+        assert!(read(dir.path(), &mut AdminFiles::new(true), &mut problems).is_empty());
+        assert!(problems[1].contains("has more than 100 files"), "{problems:?}");
     }
 }

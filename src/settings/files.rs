@@ -46,14 +46,14 @@ fn read_guarded(path: &Path, files: &mut AdminFiles) -> Result<Option<String>, S
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(problem(error)),
     };
+    let unfit = || format!("{} is not a file of settings (a regular file of 1 MiB at most)", path.display());
     if !meta.is_file() || meta.len() > MAX_BYTES {
-        return Err(format!(
-            "{} is not a file of settings (a regular file of 1 MiB at most)",
-            path.display()
-        ));
+        return Err(unfit());
     }
     let file = files.open(path).map_err(|fault| format!("{fault}; {} is not read", path.display()))?;
-    std::io::read_to_string(file.take(MAX_BYTES)).map(Some).map_err(problem)
+    // It may have grown since, and half of it may mean something else.
+    let text = std::io::read_to_string(file.take(MAX_BYTES + 1)).map_err(problem)?;
+    if text.len() as u64 > MAX_BYTES { Err(unfit()) } else { Ok(Some(text)) }
 }
 
 fn parse(text: &str, path: &Path, role: Role) -> TomlFile {

@@ -29,6 +29,11 @@ pub fn read(path: &Path, admin: &mut AdminFiles, problems: &mut Vec<String>) -> 
     if files.is_empty() {
         problems.push(format!("the keyring {} has no file that ends in .gpg or .asc", path.display()));
     }
+    if files.len() > MAX_FILES {
+        problems.push(format!("the keyring {} has more than {MAX_FILES} files", path.display()));
+        return None;
+    }
+    problems.extend(admin.look_in(path).err());
     let mut keys = Vec::new();
     for file in files {
         match read_one(&file, admin) {
@@ -46,7 +51,6 @@ fn files_in(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = paths.collect::<std::io::Result<Vec<_>>>()?;
     files.retain(is_keyring);
     files.sort();
-    files.truncate(MAX_FILES);
     Ok(files)
 }
 
@@ -115,6 +119,12 @@ mod tests {
             read(&path, &mut AdminFiles::new(true), &mut problems);
             assert_eq!(problems.len(), 1, "{text}");
         }
+        for number in 0..=MAX_FILES {
+            std::fs::write(dir.path().join(format!("{number}.gpg")), [0x98, 1]).unwrap();
+        }
+        let mut problems = Vec::new();
+        assert_eq!(read(dir.path(), &mut AdminFiles::new(true), &mut problems), None);
+        assert!(problems[0].contains("has more than 100 files"), "{problems:?}");
         let mut problems = Vec::new();
         assert_eq!(read(&dir.path().join("absent"), &mut AdminFiles::new(true), &mut problems), None);
         assert_eq!(problems.len(), 1);

@@ -41,10 +41,15 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let mut config = files::read(&config_path, Role::Config, &mut found.files).unwrap_or_default();
     expand(&mut config.values, &context.places.config_dir);
     found.problems.extend(config.problems.iter().cloned());
+    let fault = found.files.look_in(&context.places.config_dir).err();
+    found.problems.extend(fault.filter(|fault| !config.problems.iter().any(|known| known.contains(fault))));
     let legacy = Some(context.places.legacy_defaults.as_path()).filter(|path| path.is_file());
     let (version, defaults_reason) = defaults_version(&config, legacy, &mut found.problems);
     let defaults = defaults(version, context)?;
-    if version == DefaultsVersion::One {
+    let decided_by = config.defaults.as_ref().map(|_| config_path.as_path()).or(legacy);
+    // Whoever wrote the file that says how strictly files are judged does not decide that of his own.
+    if version == DefaultsVersion::One || decided_by.is_some_and(|path| found.files.belongs_to_another(path))
+    {
         found.problems.extend(found.files.be_strict());
     }
 
@@ -67,6 +72,7 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     }
     let Findings { mut files, mut problems, mut warnings } = found;
     problems.extend(unresolved);
+    problems.extend(look_in_variants_dir(&below, &mut files));
     let variant = source.read(&mut files, &mut problems, &mut warnings);
     let mut values = merged(&[
         &below,
@@ -89,6 +95,12 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     };
     let uncertain = uncertain(&layers.values, !problems.is_empty(), has_shell && !context.knows_instance());
     Ok(Gathered { layers, files, defaults, problems, uncertain })
+}
+
+/// A sentence where everybody could add the file of a variant.
+fn look_in_variants_dir(values: &Values, files: &mut AdminFiles) -> Option<String> {
+    let dir = Path::new(&values.get("variants_dir")?.text);
+    files.look_in(dir).err()
 }
 
 /// What was found while the layers were read.

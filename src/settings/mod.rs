@@ -135,7 +135,13 @@ impl Settings {
 
     /// Opens other files of the administrator, as strictly as those of the settings.
     pub fn admin_files(&self) -> AdminFiles {
-        AdminFiles::new(self.layers.defaults == DefaultsVersion::One)
+        AdminFiles::new(self.is_strict())
+    }
+
+    /// Whether what others than root could have written is refused; else it is told of. What everybody could have written is
+    /// refused in both cases.
+    pub fn is_strict(&self) -> bool {
+        self.layers.defaults == DefaultsVersion::One
     }
 
     /// The text of a setting, as it was written.

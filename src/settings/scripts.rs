@@ -50,8 +50,12 @@ pub fn read(
 fn digest(path: &Path, admin: &mut AdminFiles) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = admin.open(path)?;
-    file.take(scripts::SCRIPT_MAX_BYTES)
+    file.take(scripts::SCRIPT_MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| format!("reading {}: {error}", path.display()))?;
+    // What is not read is not in the digest.
+    if bytes.len() as u64 > scripts::SCRIPT_MAX_BYTES {
+        return Err(format!("{} is too long for a script of debootstrap", path.display()));
+    }
     Ok(format!("{:x}", Sha256::digest(&bytes)))
 }

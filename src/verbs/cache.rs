@@ -7,24 +7,25 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::{Outcome, answer, image, node_context, warn};
+use super::{Outcome, answer, answer_json, image, node_context, warn};
 use crate::bootstrap::{Kernel, downloads};
-use crate::cache::{CHECKED, Entry, Kind, NOT_CHECKED, Signatures, Store, TemplateEntry, manifest_path};
+use crate::cache::{
+    CHECKED, Entry, Exposed, Judgement, Kind, NOT_CHECKED, Signatures, Store, TemplateEntry, manifest_path,
+};
 use crate::cli::CacheCommand;
 use crate::disk::Medium;
 use crate::guest::Workspace;
 use crate::install::base_tree::{self, Freshness};
 use crate::install::template;
 use crate::plan::{BasePlan, DiskFacts, Inputs, Plan, TreeSource, boot_plan};
-use crate::report::{self, WithHint, size};
+use crate::report::{self, Foreign, WithHint, size};
 use crate::request::{Env, Places};
 use crate::settings::{Settings, published, with_files};
 
 /// Looks after the cache.
 pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
-    let store = Store::new(&Places::from_env(&env).cache_dir);
     match command {
-        CacheCommand::List { json } => list(store, &env, *json),
+        CacheCommand::List { json } => list(&env, *json),
         CacheCommand::Build { variant, size } => {
             // What cannot be is refused before a tree is made for it.
             let disk = size.map(|bytes| disk_plan(&env, variant.as_deref(), bytes)).transpose()?;
@@ -37,8 +38,8 @@ pub fn cache(command: &CacheCommand, env: Env) -> Result<Outcome> {
         }
         CacheCommand::Refresh => refresh(&env),
         CacheCommand::Prune => prune(&env),
-        CacheCommand::Verify => verify(&known(store, &env).stores),
-        CacheCommand::Seal { file } => seal(&known(store, &env).stores, file),
+        CacheCommand::Verify => verify(&known(&env)?.stores),
+        CacheCommand::Seal { file } => seal(&known(&env)?.stores, file),
     }
 }
 
@@ -94,7 +95,9 @@ fn plans(env: &Env, variant: Option<&str>, kernels: Kernels) -> Result<Vec<BaseP
         [None, Some(Kernel::Cloud), Some(Kernel::Generic)].into_iter().filter(|other| *other != usual)
     {
         let plan = BasePlan::new(&context, &settings, other);
-        if kernels == Kernels::AlsoCached && Store::new(&plan.cache_dir).has(&plan.recipe)? {
+        if kernels == Kernels::AlsoCached
+            && Store::open(&plan.cache_dir, plan.judgement)?.has(&plan.recipe)?
+        {
             plans.push(plan);
         }
     }
@@ -140,7 +143,7 @@ fn refresh(env: &Env) -> Result<Outcome> {
 }
 
 fn make_again(plan: &BasePlan, workspace: &Workspace) -> Result<()> {
-    let specs = Store::new(&plan.cache_dir).specs(&plan.recipe)?;
+    let specs = Store::open(&plan.cache_dir, plan.judgement)?.specs(&plan.recipe)?;
     let base = base_tree::ready(plan, workspace, Freshness::Anew)?;
     template::make_again(plan, &base, &specs, workspace)
 }
@@ -171,17 +174,19 @@ fn keeping(env: &Env) -> Result<Keeping> {
     }
     let mut seen = BTreeSet::new();
     dirs.retain(|dir| seen.insert(dir.clone()));
-    keeping.stores = dirs.iter().map(|dir| Store::new(dir)).collect();
+    let judgement = Judgement::strict_if(plain.is_strict());
+    keeping.stores = dirs.iter().map(|dir| Store::open(dir, judgement)).collect::<Result<_>>()?;
     Ok(keeping)
 }
 
 /// The same for a command that removes nothing. If settings are wrong, it looks at the node's own
 /// cache, and nothing in it counts as expired.
-fn known(node: Store, env: &Env) -> Keeping {
-    keeping(env).unwrap_or_else(|error| {
+fn known(env: &Env) -> Result<Keeping> {
+    keeping(env).or_else(|error| {
+        let node = Store::open(&Places::from_env(env).cache_dir, Judgement::Strict)?;
         let (error, dir) = (report::sentence(&error), node.dir.display());
         report::warning(&format!("{error}: what has expired cannot be told, and only {dir} is looked at"));
-        Keeping { days: None, templates: 0, stores: vec![node] }
+        Ok(Keeping { days: None, templates: 0, stores: vec![node] })
     })
 }
 
@@ -194,18 +199,32 @@ fn all<T>(stores: &[Store], of: fn(&Store) -> Result<Vec<T>>) -> Result<Vec<T>> 
 /// The name of a file in the node's own cache, the path of any other one.
 fn shown(path: &Path, stores: &[Store]) -> String {
     let node = stores.first().map_or(Path::new(""), |store| &store.dir);
-    path.strip_prefix(node).unwrap_or(path).display().to_string()
+    foreign_path(path.strip_prefix(node).unwrap_or(path))
 }
 
-fn list(node: Store, env: &Env, as_json: bool) -> Result<Outcome> {
-    let Keeping { days, stores, .. } = known(node, env);
+/// Names in the cache, and what manifests say, may be anybody's.
+fn foreign_path(path: &Path) -> String {
+    Foreign(path.as_os_str().as_encoded_bytes()).to_string()
+}
+
+fn foreign(text: &str) -> String {
+    Foreign(text.as_bytes()).to_string()
+}
+
+/// What is wrong with a file of the cache, in a word; an error is told.
+fn fault(error: &anyhow::Error) -> &'static str {
+    if report::cause::<Exposed>(error).is_some() { "REFUSED" } else { "DAMAGED" }
+}
+
+fn list(env: &Env, as_json: bool) -> Result<Outcome> {
+    let Keeping { days, stores, .. } = known(env)?;
     let entries = all(&stores, Store::entries)?;
     let templates = all(&stores, Store::templates)?;
     stores.iter().for_each(tell_packages);
     if as_json {
         let trees = entries.iter().map(|entry| object(entry, days));
         let objects: Vec<serde_json::Value> = trees.chain(templates.iter().map(template_object)).collect();
-        answer(&format!("{}\n", serde_json::to_string_pretty(&objects)?))?;
+        answer_json(&objects.into())?;
         return Ok(Outcome::Done);
     }
     if entries.is_empty() && templates.is_empty() {
@@ -222,18 +241,19 @@ fn list(node: Store, env: &Env, as_json: bool) -> Result<Outcome> {
     for entry in &entries {
         let made = humantime::format_rfc3339_seconds(entry.made).to_string();
         let (state, bytes, name) = (state(entry, days), size(entry.size_bytes), shown(&entry.path, &stores));
-        let (suite, arch, kernel) = (&entry.suite, &entry.arch, kernel(entry));
+        let (suite, arch, kernel) = (foreign(&entry.suite), foreign(&entry.arch), foreign(kernel(entry)));
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made}  {state:8}  {name}");
     }
     for entry in &templates {
         let bytes = size(entry.size_bytes);
-        let (suite, arch, kernel, made, state) = match &entry.template {
+        let ([suite, arch, kernel], made, state) = match &entry.template {
             Ok(template) => {
                 let origin = template.origin();
                 let made = humantime::format_rfc3339_seconds(template.made()).to_string();
-                (origin.suite.as_str(), origin.arch.as_str(), dash(&origin.kernel), made, "template")
+                let words = [&origin.suite, &origin.arch, dash(&origin.kernel)];
+                (words.map(foreign), made, "template")
             }
-            Err(_) => ("-", "-", "-", "-".into(), "DAMAGED"),
+            Err(error) => (["-"; 3].map(foreign), "-".into(), fault(error)),
         };
         let name = shown(&entry.path, &stores);
         let _ = writeln!(text, "{suite:10} {arch:8} {kernel:8} {bytes:>10}  {made:20}  {state:8}  {name}");
@@ -265,6 +285,9 @@ fn dash(text: &str) -> &str {
 }
 
 fn state(entry: &Entry, days: Option<u32>) -> &'static str {
+    if let Err(error) = entry.open() {
+        return fault(&error);
+    }
     let sealed = entry.manifest.as_ref().is_some_and(|manifest| manifest.sealed);
     match (sealed, entry.expired(days), entry.kind) {
         (true, _, _) => "sealed",
@@ -346,7 +369,7 @@ fn prune_store(store: &Store, keeping: &Keeping) -> Result<u64> {
         match std::fs::remove_file(path) {
             Ok(()) => {
                 freed += bytes;
-                report::line(&format!("removed {}", path.display()));
+                report::line(&format!("removed {}", foreign_path(path)));
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -387,7 +410,7 @@ fn verify(stores: &[Store]) -> Result<Outcome> {
                 crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(name.clone());
-                "DAMAGED"
+                fault(&error)
             }
         };
         let _ = writeln!(text, "{name}  {verdict}");
@@ -400,7 +423,7 @@ fn verify(stores: &[Store]) -> Result<Outcome> {
                 crate::sys::signals::check()?;
                 report::error(&error);
                 damaged.push(name.clone());
-                "DAMAGED"
+                fault(&error)
             }
         };
         let _ = writeln!(text, "{name}  {verdict}");
@@ -416,6 +439,6 @@ fn seal(stores: &[Store], file: &Path) -> Result<Outcome> {
     let store = stores.iter().find(holds).unwrap_or(node);
     let entry = store.seal(file)?;
     let digest = entry.manifest.map(|manifest| manifest.digest).unwrap_or_default();
-    report::line(&format!("{} is sealed: {digest}", entry.path.display()));
+    report::line(&format!("{} is sealed: {}", foreign_path(&entry.path), foreign(&digest)));
     Ok(Outcome::Done)
 }

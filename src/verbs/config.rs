@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use super::{Outcome, answer, node_context};
+use super::{Outcome, answer, answer_json, node_context};
 use crate::admin_file::AdminFiles;
-use crate::cache::Store;
+use crate::cache::{Judgement, Store};
 use crate::cli::ConfigCommand;
 use crate::plan::BasePlan;
 use crate::report;
@@ -17,12 +17,10 @@ pub fn config(command: &ConfigCommand, env: Env) -> Result<Outcome> {
         ConfigCommand::Show { variant, origin, json } => {
             let settings = Settings::load(&node_context(&env, variant.as_deref())?, "config")?;
             super::warn(&settings);
-            let text = if *json {
-                format!("{}\n", serde_json::to_string_pretty(&show::as_json(&settings.layers))?)
-            } else {
-                show::as_text(&settings.layers, *origin)
-            };
-            answer(&text)?;
+            match *json {
+                true => answer_json(&show::as_json(&settings.layers))?,
+                false => answer(&show::as_text(&settings.layers, *origin))?,
+            }
             Ok(Outcome::Done)
         }
         ConfigCommand::Check => check(&env),
@@ -38,8 +36,12 @@ fn refused(context: &Context, settings: &Settings) -> Option<String> {
             .map(|fault| format!("source{}: {fault}", settings.set_in("source")));
     }
     let plan = BasePlan::new(context, settings, None);
-    let found = Store::new(&plan.cache_dir).find(&plan.recipe, plan.clean_days);
-    let never_expires = matches!(found, Ok(Some(entry)) if !entry.expired(Some(0)));
+    let store = Store::open(&plan.cache_dir, Judgement::Strict);
+    let found = store.and_then(|store| store.find(&plan.recipe, plan.clean_days)).ok().flatten();
+    if let Some(error) = found.as_ref().and_then(|entry| entry.open().err()) {
+        return Some(report::sentence(&error));
+    }
+    let never_expires = found.is_some_and(|entry| !entry.expired(Some(0)));
     if settings.source != Source::Bootstrap || never_expires {
         return None;
     }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Outcome, create};
 use crate::cli::{Format, ImageArgs};
@@ -13,7 +13,7 @@ use crate::command::{self, Tool};
 use crate::disk::{Disk, Medium};
 use crate::guest::Workspace;
 use crate::plan::{DiskFacts, Inputs};
-use crate::report::{self, WithHint};
+use crate::report::{self, WithHint, size};
 use crate::request::{self, Context, DiskAddress, Env, Instance, InstanceName};
 use crate::settings::{Settings, table};
 use crate::sys::tmpfile;
@@ -65,8 +65,10 @@ pub fn image(args: &ImageArgs, env: Env) -> Result<Outcome> {
 fn given_parameter((name, value): &(String, String)) -> Result<(String, String)> {
     let is_secret = table::find(name).is_some_and(|key| key.kind.is_secret());
     let read = |input: &mut dyn Read| -> Result<String> {
-        let mut text = String::new();
-        input.take(PARAM_MAX_BYTES).read_to_string(&mut text)?;
+        let mut bytes = Vec::new();
+        input.take(PARAM_MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        ensure!(bytes.len() as u64 <= PARAM_MAX_BYTES, "a parameter has {} at most", size(PARAM_MAX_BYTES));
+        let text = String::from_utf8(bytes).ok().context("it is no UTF-8 text")?;
         Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     };
     let text = match value.strip_prefix('@') {

@@ -122,12 +122,48 @@ fn node_context(env: &Env, variant: Option<&str>) -> Result<Context> {
     })
 }
 
-/// An answer on stdout.
+/// An answer on stdout, in printable ASCII; line breaks stay. Text of strangers has become a word before
+/// ([`report::Foreign`]).
 fn answer(text: &str) -> Result<()> {
+    print(&report::printable(text))
+}
+
+/// The same as JSON, whose own escapes say all that is not printable.
+fn answer_json(value: &serde_json::Value) -> Result<()> {
+    print(&json_ascii(&serde_json::to_string_pretty(value)?))
+}
+
+/// JSON with `\uXXXX` in the place of all that is neither printable ASCII nor a line break: outside of strings it has nothing
+/// else.
+fn json_ascii(json: &str) -> String {
+    let mut text = String::new();
+    for c in json.chars() {
+        match c {
+            ' '..='~' | '\n' => text.push(c),
+            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text += &format!("\\u{unit:04x}")),
+        }
+    }
+    text + "\n"
+}
+
+fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(error).context("writing the answer")
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_says_the_same_in_printable_ascii() {
+        let value = serde_json::json!({"a\u{1b}": "\u{7f}\u{9b}\u{202e}\u{1f600}\u{e9}\n\\\""});
+        let text = json_ascii(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(text.chars().all(|c| c == '\n' || (' '..='~').contains(&c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

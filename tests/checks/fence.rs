@@ -27,9 +27,9 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("restore", "a disk from a stream or an image of its blocks; its growth and its new identity",
         &["admin_file", "backup", "cache", "command", "disk", "filesystem", "guest", "hooks", "install", "partition_table", "plan", "probe", "reader", "report", "request", "rootdir", "sys", "tar"]),
     ("hooks", "which hooks run, in which order, and what their failure means",
-        &["command", "guest", "plan", "report", "rootdir"]),
+        &["admin_file", "command", "guest", "plan", "report", "rootdir"]),
     ("cache", "base tars and templates as files: key, lock, manifest, expiry, atomic publication",
-        &["backup", "bootstrap", "reader", "report", "sys"]),
+        &["admin_file", "backup", "bootstrap", "reader", "report", "sys"]),
     ("bootstrap", "a root tree by debootstrap or mmdebstrap, with updates, kernel and loader; knows no cache and no disk",
         &["command", "debian", "filesystem", "guest", "presence", "report", "rootdir", "sys"]),
     ("guest", "mounts, and everything that is written inside a guest: names, network, access, boot configuration",
@@ -407,6 +407,36 @@ fn the_files_of_a_guest_are_reached_through_its_root_directory() {
             }
         }
     }
+}
+
+/// An answer goes through `answer` or `answer_json`, which print nothing but ASCII: what stands in it may be a stranger's. A backup
+/// is bytes; help has nothing that was typed.
+#[test]
+fn only_answers_and_backups_go_to_standard_output() {
+    let src = project().join("src");
+    let ways = ["print!(", "println!(", "stdout()", "STDOUT", ".print()"];
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(&src) {
+        let path = entry.unwrap().into_path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let code = code_of(&path);
+            let name = path.strip_prefix(&src).unwrap().display().to_string();
+            found.extend(ways.iter().flat_map(|way| code.matches(way).map(|way| format!("{name} {way}"))));
+        }
+    }
+    found.sort();
+    found.dedup();
+    assert_eq!(found, ["main.rs .print()", "verbs/export.rs stdout()", "verbs/mod.rs stdout()"]);
+    let verbs = code_of(&src.join("verbs/mod.rs"));
+    let printing: Vec<&str> = verbs.lines().filter(|line| line.contains(" print(")).map(str::trim).collect();
+    assert_eq!(
+        printing,
+        [
+            "print(&report::printable(text))",
+            "print(&json_ascii(&serde_json::to_string_pretty(value)?))",
+            "fn print(text: &str) -> Result<()> {"
+        ]
+    );
 }
 
 /// Sources of a crate that is made up.

@@ -156,7 +156,7 @@ fn shell_files_mean_what_they_always_meant() {
     fs::write(node.legacy_defaults(), "SUITE=sid\nfalse\n").unwrap();
     let output = node.command(&["config", "show"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(log_of(&output).contains("default-file:2: failed: false"), "{}", log_of(&output));
+    assert!(log_of(&output).contains("default-file:2: this command failed"), "{}", log_of(&output));
     fs::write(node.legacy_defaults(), "exit 0\n").unwrap();
     let output = node.command(&["config", "show"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

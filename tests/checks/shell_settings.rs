@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -269,7 +270,7 @@ fn what_bash_cannot_report_is_an_error_that_names_the_file() {
         ("", "enable -n printf\n", "could not report what "),
         ("ulimit -f 0\n", "", "by signal 25"),
         ("CUSTOMIZE_DIR=$'/srv/caf\\351'\n", "", "customize_dir holds bytes that are not UTF-8"),
-        ("SUITE=sid\nfalse\n", "", "default-file:2: failed: false"),
+        ("SUITE=sid\nfalse\n", "", "default-file:2: this command failed"),
         ("", "SUITE=sid\n[ -n \"\" ] && X=1\n", "web.conf: its last command failed"),
         ("set -u\nSUITE=$UNKNOWN\n", "", "UNKNOWN: unbound variable"),
         ("", "readonly CACHE_DIR=/x; CACHE_DIR=/y\n", "CACHE_DIR: readonly variable"),
@@ -438,5 +439,83 @@ fn days_are_what_find_took_and_hooks_directories_are_absolute() {
     ] {
         let error = create(&format!("\n{assignment}\n"), "", &[]).map(|_| ()).unwrap_err();
         assert!(error.contains(expected) && error.contains("default-file:2)"), "{error}");
+    }
+}
+
+/// What nobody may see in the log, as a mirror's password in a file.
+const PASSWORD: &str = "hunter2";
+
+#[test]
+fn what_bash_prints_repeats_no_value() {
+    let mirror = format!("http://me:{PASSWORD}@mirror.example.org/debian");
+    // A defaults file, the variant's, and a word of the log that must stay.
+    let table = [
+        ("a trace in the log", format!("unset BASH_XTRACEFD\nMIRROR={mirror}\necho shown\n"), "", "| shown"),
+        (
+            "of its own form",
+            format!("unset BASH_XTRACEFD; PS4='+ '\nMIRROR={mirror}\necho shown\n"),
+            "",
+            "| shown",
+        ),
+        (
+            "to another descriptor",
+            format!("BASH_XTRACEFD=2\nMIRROR={mirror}\n[[ $MIRROR ]]\n"),
+            "SUITE=sid\n",
+            "",
+        ),
+        (
+            "of several lines",
+            format!("MIRROR={mirror}; X=$'a\\n{PASSWORD}\\nb'\nunset BASH_XTRACEFD\n[[ $X ]]\necho shown\n"),
+            "",
+            "| shown",
+        ),
+        ("lines as they are read", format!("set -v\nMIRROR={mirror}\necho shown\n"), "", "| shown"),
+        ("of both files", "set -v\n".into(), "SECRET='a\nhunter2 b'\n", ""),
+        (
+            "an assignment that fails",
+            format!("MIRROR={mirror}$(exit 3)\n"),
+            "",
+            "default-file:1: this command failed",
+        ),
+        ("a command that fails", format!("test {PASSWORD} = x\n"), "", "default-file:1: this command failed"),
+        ("a line that is no shell", format!("MIRROR={mirror}(\n"), "", "default-file: line 1: syntax error"),
+        (
+            "a number that is none",
+            format!("X='3 {PASSWORD}'\n[ \"$X\" -gt 1 ]\n"),
+            "",
+            "default-file: line 2: [: ...: integer",
+        ),
+        (
+            "a sum that is none",
+            format!("X='3 {PASSWORD}'\nY=$((X))\n"),
+            "",
+            "default-file: line 2: ...: syntax error",
+        ),
+        ("an unset variable", format!("set -u\nMIRROR={mirror}$X\n"), "", "X: unbound variable"),
+        (
+            "its own words",
+            format!("MIRROR={mirror}\necho \"shown: $MIRROR\"\n"),
+            "",
+            "| shown: http...@mirror.example.org",
+        ),
+        (
+            "a parameter",
+            "unset BASH_XTRACEFD; PS4='+ '\n[[ $OSP_PASSWORD_HASH ]]\necho shown\n".into(),
+            "",
+            "| shown",
+        ),
+    ];
+    for (name, default_file, conf, expected) in table {
+        let node = Node::bare();
+        fs::write(node.legacy_defaults(), &default_file).unwrap();
+        fs::set_permissions(node.legacy_defaults(), PermissionsExt::from_mode(0o600)).unwrap();
+        node.variant("web.conf", conf);
+        let mut env = node.recorded("verify", Path::new("/none"));
+        env.insert("OS_VARIANT".into(), "web".into());
+        let hash = format!("$6$salt${}", PASSWORD.repeat(12)) + "xx";
+        env.insert("OSP_PASSWORD_HASH".into(), hash);
+        let log = log_of(&node.verb("verify", &env).output().unwrap());
+        assert!(!log.contains(PASSWORD), "{name}: {log}");
+        assert!(log.contains(expected), "{name}: {log}");
     }
 }

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use crate::common::backup::import;
 use crate::common::small_guest::{Answer, Flavour, SmallDisk};
-use crate::common::{GIB, Node, tool};
+use crate::common::tiny_mirror::small;
+use crate::common::{GIB, Node, log_of, text, tool};
 
 /// What somebody would like to stand in the log.
 const FORGED: &str = "error: the node is broken\nhint: ask mallory\x1b[2J\x07";
@@ -113,4 +114,57 @@ fn wait_for_lock(disk: &Path) {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("nobody locks it");
+}
+
+#[test]
+fn what_a_manifest_and_a_files_name_say_is_one_word_of_a_list() {
+    let node = Node::new();
+    let cache = node.cache();
+    let names = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let manifest = names.into_iter().find(|path| path.extension().is_some_and(|e| e == "toml")).unwrap();
+    let forged = "x\\nFORGED line\\u001B[2J\\u009b";
+    let mut said = fs::read_to_string(&manifest).unwrap();
+    for key in ["suite", "arch", "boot"] {
+        let line = said.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap().to_owned();
+        said = said.replace(&line, &format!("{key} = \"{forged}\""));
+    }
+    fs::write(&manifest, said).unwrap();
+    for name in
+        ["cache-\x1b[31m-amd64.tar", "cache-x\nFORGED name-amd64.tar", "template-\x1b[31m\nFORGED.img"]
+    {
+        File::create(cache.join(name)).unwrap();
+    }
+    fs::write(cache.join("base-broken.toml"), "FORGED \x1b[2J\nFORGED = \n").unwrap();
+    for args in
+        [&["cache", "list"][..], &["cache", "list", "--json"], &["cache", "verify"], &["cache", "prune"]]
+    {
+        let output = node.command(args).output().unwrap();
+        let (answer, log) = (text(&output.stdout), log_of(&output));
+        assert!(answer.chars().chain(log.chars()).all(|c| c == '\n' || (' '..='~').contains(&c)), "{log:?}");
+        assert!(log.lines().all(|line| !line.starts_with("FORGED")), "{args:?}: {log}");
+        match args.last() {
+            Some(&"--json") => {
+                let trees: serde_json::Value = serde_json::from_str(&answer).unwrap();
+                let suites = trees.as_array().unwrap().iter().map(|tree| tree["suite"].as_str());
+                assert!(suites.flatten().any(|suite| suite == "x\nFORGED line\x1b[2J\u{9b}"), "{answer}");
+            }
+            Some(&"list") => assert!(answer.contains("x\\nFORGED line\\x1b[2J\\xc2\\x9b"), "{answer}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_line_of_the_log_is_bounded() {
+    let node = Node::bare();
+    let settings = small(&node.path().join("mirror"), "marker");
+    node.config(&format!("{settings}extra_pkgs = [\"{}\"]\n", "y".repeat(100_000)));
+    let mut env = node.recorded("create", &node.disk("d", GIB));
+    env.insert("DEBUG_LEVEL".into(), "1".into());
+    let output = node.verb("create", &env).output().unwrap();
+    let log = text(&output.stderr);
+    assert!(!output.status.success() && log.contains(" characters) ... "), "{log:.9000}");
+    assert!(log.contains("+ debootstrap --arch"), "{log:.9000}");
+    let longest = log.lines().map(str::len).max().unwrap();
+    assert!(longest <= 2000, "{longest}");
 }

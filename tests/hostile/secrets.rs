@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ganeti_instance_debootstrap::cache::Store;
+use ganeti_instance_debootstrap::cache::{Judgement, Store};
 
 use crate::common::{Mounted, Node, killed_with_us, log_of, root_offset, tool};
 
@@ -22,7 +22,7 @@ fn mode(path: &Path) -> u32 {
 fn nobody_else_can_lock_the_cache_or_write_to_it() {
     let node = Node::bare();
     let new = node.path().join("new/cache");
-    let store = Store::new(&new);
+    let store = Store::open(&new, Judgement::Strict).unwrap();
     store.make_dir().unwrap();
     assert_eq!(mode(&new), 0o700);
 
@@ -36,7 +36,7 @@ fn nobody_else_can_lock_the_cache_or_write_to_it() {
     stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", hold]).arg(&open);
     let mut stranger = killed_with_us(&mut stranger).stdout(Stdio::piped()).spawn().unwrap();
     stranger.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
-    let store = Store::new(&open);
+    let store = Store::open(&open, Judgement::Strict).unwrap();
     let held = store.lock(|who| panic!("waits for {who}")).unwrap();
     assert_eq!(mode(&open), 0o755, "what the administrator gave to readers stays");
     assert_eq!(mode(&open.join(".lock")), 0o600);
@@ -127,4 +127,50 @@ fn a_parameter_of_an_image_comes_from_a_file_or_from_standard_input() {
     assert!(log.contains("\"@x\"") && !log.contains("opening"), "{log}");
     let log = refused("timezone=@/absent");
     assert!(log.contains("opening /absent"), "{log}");
+}
+
+#[test]
+fn a_parameter_that_is_too_long_is_refused_and_not_cut() {
+    let node = Node::new();
+    node.config("defaults = \"1\"\nboot = \"no\"\n");
+    let file = node.path().join("keys");
+    let param = format!("ssh_keys=@{}", file.display());
+    let image = |content: &[u8]| {
+        fs::write(&file, content).unwrap();
+        let output = node.path().join("long.img");
+        let args = [
+            "image",
+            "--name",
+            "img.example.com",
+            "--size",
+            "1G",
+            "--dry-run",
+            "--param",
+            &param,
+            "--output",
+        ];
+        log_of(&node.command(&args).arg(&output).output().unwrap())
+    };
+    let is_cut = |log: &str| log.contains("a parameter has 1 MiB at most");
+    assert!(!is_cut(&image(&vec![b'\n'; 1 << 20])));
+    let log = image(&vec![b'\n'; (1 << 20) + 1]);
+    assert!(is_cut(&log) && log.contains(&file.display().to_string()), "{log}");
+    // The end of what is allowed may lie in a character.
+    let log = image("\u{e9}".repeat((1 << 19) + 1).as_bytes());
+    assert!(is_cut(&log), "{log}");
+}
+
+#[test]
+fn a_value_that_was_given_a_wrong_name_is_not_repeated() {
+    let node = Node::bare();
+    for args in [
+        &["--param", "pasword_hash=$6$hunter2"][..],
+        &["password_hash=$6$hunter2"],
+        &["--param", "$6$hunter2"],
+    ] {
+        let output = node.command(&["image"]).args(args).output().unwrap();
+        let log = log_of(&output);
+        assert_eq!(output.status.code(), Some(2), "{log}");
+        assert!(log.starts_with("error: ") && !log.contains("hunter2"), "{log}");
+    }
 }

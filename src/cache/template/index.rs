@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::file::{self, Index, KeptFile};
 use super::{BlockRuns, Template, TemplateSpec};
 use crate::bootstrap::Recipe;
-use crate::cache::{Origin, Store, file_name, manifest, stem};
+use crate::cache::{Origin, Store, file_name, manifest, shown, stem};
 use crate::report;
 use crate::sys::tmpfile;
 
@@ -22,7 +22,7 @@ pub struct TemplateEntry {
     pub path: PathBuf,
     pub size_bytes: u64,
     pub used: SystemTime,
-    /// An error where it is none, or damaged.
+    /// An error where it is none, or damaged, or others could have written it.
     pub template: Result<Template>,
 }
 
@@ -59,6 +59,7 @@ impl Store {
         if !path.exists() {
             return Ok(None);
         }
+        self.judgement.of(&path)?;
         match Template::open(&path) {
             Ok(template) if template.origin() == origin && template.spec() == spec => {
                 template.touch();
@@ -82,7 +83,8 @@ impl Store {
                 let path = self.dir.join(name);
                 let meta = std::fs::symlink_metadata(&path).ok().filter(|meta| !meta.is_dir())?;
                 let (size_bytes, used) = (meta.len(), meta.modified().ok()?);
-                Some(TemplateEntry { size_bytes, used, template: Template::open(&path), path })
+                let template = self.judgement.of(&path).and_then(|()| Template::open(&path));
+                Some(TemplateEntry { size_bytes, used, template, path })
             })
             .collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
@@ -140,7 +142,7 @@ impl Store {
     /// Removes all templates but the `count` that were used last; one that cannot be removed is told of, and stays.
     pub fn keep_templates(&self, count: usize) -> Result<()> {
         for entry in self.templates()?.iter().skip(count) {
-            report::detail(&format!("removing {}, which was not used for long", entry.path.display()));
+            report::detail(&format!("removing {}, which was not used for long", shown(&entry.path)));
             if let Err(error) = remove(&entry.path) {
                 report::warning(&report::sentence(&error));
             }
@@ -153,6 +155,6 @@ impl Store {
 pub(super) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.with_context(|| format!("removing {}", path.display())),
+        removed => removed.with_context(|| format!("removing {}", shown(path))),
     }
 }

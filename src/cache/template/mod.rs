@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::Origin;
+use super::{Origin, shown};
 use crate::sys::signals;
 use file::{HEADER_BYTES, Index};
 
@@ -86,9 +86,9 @@ impl Template {
         // Whatever stands there is neither followed nor waited for.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path);
-        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        let file = file.with_context(|| format!("opening {}", shown(path)))?;
         let index =
-            file::read_index(&file).with_context(|| format!("reading the template {}", path.display()))?;
+            file::read_index(&file).with_context(|| format!("reading the template {}", shown(path)))?;
         Ok(Template { path: path.to_owned(), file, index })
     }
 
@@ -120,12 +120,12 @@ impl Template {
         let bytes = &mut buffer[..length];
         self.file
             .read_exact_at(bytes, HEADER_BYTES as u64 + start)
-            .with_context(|| format!("reading the template {}", self.path.display()))?;
+            .with_context(|| format!("reading the template {}", shown(&self.path)))?;
         let sum = crc32fast::hash(bytes);
         ensure!(
             sum == self.index.sums[piece],
             "the template {} is damaged at byte {}",
-            self.path.display(),
+            shown(&self.path),
             HEADER_BYTES as u64 + start
         );
         Ok(bytes)
@@ -166,12 +166,12 @@ impl Template {
                 let in_file = HEADER_BYTES as u64 + before + (at - run.start);
                 self.file
                     .read_exact_at(&mut block, in_file)
-                    .with_context(|| format!("reading the template {}", self.path.display()))?;
+                    .with_context(|| format!("reading the template {}", shown(&self.path)))?;
                 return Ok(block);
             }
             before += run.end - run.start;
         }
-        anyhow::bail!("the template {} has nothing at byte {at}", self.path.display())
+        anyhow::bail!("the template {} has nothing at byte {at}", shown(&self.path))
     }
 
     /// The files of its tree that stand here besides; an error where one is not what was written.
@@ -182,8 +182,8 @@ impl Template {
             let mut bytes = vec![0; file.length as usize];
             self.file
                 .read_exact_at(&mut bytes, at)
-                .with_context(|| format!("reading the template {}", self.path.display()))?;
-            let path = self.path.display();
+                .with_context(|| format!("reading the template {}", shown(&self.path)))?;
+            let path = shown(&self.path);
             ensure!(crc32fast::hash(&bytes) == file.sum, "the template {path} is damaged at byte {at}");
             at += file.length;
             files.insert(file.path.clone(), bytes);
@@ -244,7 +244,7 @@ impl BlockRuns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Store;
+    use crate::cache::{Judgement, Store};
 
     fn origin() -> Origin {
         Origin {
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn what_was_put_in_comes_out_where_it_belongs() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         assert!(store.template(&origin(), &spec()).unwrap().is_none());
         published(&store);
         let template = store.template(&origin(), &spec()).unwrap().unwrap();
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_damaged_one_is_none() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         let path = published(&store).path;
         let whole = std::fs::read(&path).unwrap();
         let template = || store.template(&origin(), &spec()).unwrap();
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn those_that_were_used_last_stay() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::open(dir.path(), Judgement::Strict).unwrap();
         let path = published(&store).path;
         let day = std::time::Duration::from_secs(24 * 3600);
         for age in 1..4 {

@@ -91,11 +91,11 @@
   builtin declare -F "$1" >/dev/null
 )
 
-# FILE LINE COMMAND: says which command failed, because bash does not.
+# FILE LINE COMMAND: says where a command failed, because bash does not. The command itself may hold a password.
 {{ID}}_failed() (
   {{ID}}_builtins
   if [[ -n $1 ]]; then
-    builtin printf '%s:%s: failed: %s\n' "$@" >&2
+    builtin printf '%s:%s: this command failed\n' "$1" "$2" >&2
   elif [[ $3 == '. '* && -v VARIANT_CONFIG ]]; then
     builtin printf '%s: its last command failed\n' "$VARIANT_CONFIG" >&2
   elif [[ $3 == '. '* ]]; then

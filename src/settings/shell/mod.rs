@@ -3,9 +3,10 @@
 //! see it.
 //!
 //! script.rs writes what bash runs, records.rs reads what it reports, trace.rs finds the line of
-//! each assignment. The report and the trace have a descriptor each, and what the files print goes
+//! each assignment, prints.rs what of their words the log shows. The report and the trace have a descriptor each, and what the files print goes
 //! to the log: neither a value nor a print can imitate a report.
 
+mod prints;
 mod records;
 mod script;
 mod trace;
@@ -23,6 +24,7 @@ use super::table::Key;
 use crate::command::{Channel, DEFAULT_PATH, Tool, ToolError};
 use crate::report::{self, WithHint};
 use crate::request::Env;
+use prints::Prints;
 use records::{Incomplete, Records, Texts};
 use script::{Answers, legacy_keys};
 use trace::{Lines, Trace};
@@ -95,6 +97,7 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
     // A setting may be secret, as a mirror's password is: every user of the node can read a command line.
     let script = script::text(files, &answers, defaults, config);
     let script = Channel::holding("script", number, script.as_encoded_bytes())?;
+    let mut prints = Prints::of(files, &id);
     Tool::new("bash")
         .args(["--noprofile", "--norc", "-c"])
         .arg(format!("eval \"$(</dev/fd/{})\"", script.number()))
@@ -106,7 +109,7 @@ pub fn evaluate(files: &Files, defaults: &Values, config: &Values) -> Result<Eva
         .bare_env()
         .envs(&given)
         .cwd(files.cwd)
-        .run()
+        .run_showing(|line| prints.shown(line))
         .map_err(|error| shorten(error, files).context("evaluating the shell settings"))
         .hint("correct the file; by hand, give it what it looks at: HYPERVISOR=kvm before the command")?;
     let report = report.written()?;
