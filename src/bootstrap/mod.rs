@@ -34,6 +34,9 @@ use crate::sys::signals;
 /// Bytes of the files of a bootstrapped tree that are read back; dpkg's status is the largest of them.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// Of a directory that files are removed from.
+const ENTRIES_MAX: usize = 16 << 10;
+
 const POLICY_RC_D: &str = "usr/sbin/policy-rc.d";
 
 /// dpkg(1) reads it whoever starts it. A tree that is half written is thrown away, whatever was flushed.
@@ -286,7 +289,7 @@ pub fn make(recipe: &Recipe, target: &Path, device: &Path, downloads: Option<&Do
     keep(downloads, &root)?;
     if let Some(downloads) = downloads.filter(|_| program == Program::Debootstrap) {
         // apt would ask the mirror for the rest of what lies whole in the wrong place.
-        root.clear_dir(downloads::PARTIAL)?;
+        root.clear_dir(downloads::PARTIAL, signals::check)?;
         downloads.lend(&root, downloads::ARCHIVES)?;
     }
     let codename = codename(&root)?.unwrap_or_else(|| recipe.suite.clone());
@@ -332,6 +335,7 @@ fn keep(downloads: Option<&Downloads>, root: &RootDir) -> Result<()> {
 /// `Codename:` of the release file that debootstrap verified.
 fn codename(root: &RootDir) -> Result<Option<String>> {
     for name in root.list("var/lib/apt/lists", 1000)? {
+        signals::check()?;
         let name = name.to_string_lossy().into_owned();
         if !name.ends_with("Release") {
             continue;
@@ -351,23 +355,31 @@ fn scrub(root: &RootDir) -> Result<()> {
     root.remove(POLICY_RC_D)?;
     root.remove(UNFLUSHED)?;
     for dir in ["var/lib/apt/lists", "var/cache/apt/archives", "var/log/apt", "tmp", "var/tmp", "run"] {
-        root.clear_dir(dir)?;
+        root.clear_dir(dir, signals::check)?;
     }
     for dir in ["var/cache/apt", "var/log"] {
-        root.remove_files(dir, |name| {
-            let name = name.as_encoded_bytes();
+        remove_files(root, dir, |name| {
             name.ends_with(b".bin") || name.ends_with(b".log") || name == b"faillog" || name == b"lastlog"
         })?;
     }
     for dir in ["var/lib/dpkg", "var/cache/debconf", "etc"] {
-        root.remove_files(dir, |name| name.as_encoded_bytes().ends_with(b"-old"))?;
+        remove_files(root, dir, |name| name.ends_with(b"-old"))?;
     }
-    root.remove_files("etc/udev/rules.d", |name| name.as_encoded_bytes().ends_with(b"persistent-net.rules"))?;
+    remove_files(root, "etc/udev/rules.d", |name| name.ends_with(b"persistent-net.rules"))?;
     // ldconfig would compare the inodes of this filesystem with the guest's.
     for file in ["etc/hostname", "etc/resolv.conf", "root/.bash_history", "var/cache/ldconfig/aux-cache"] {
         root.remove(file)?;
     }
     identity::scrub(root)
+}
+
+/// Removes the regular files of a directory that have such a name.
+fn remove_files(root: &RootDir, dir: &str, matches: impl Fn(&[u8]) -> bool) -> Result<()> {
+    root.remove_files(dir, ENTRIES_MAX, |name| {
+        signals::check()?;
+        Ok(matches(name.as_encoded_bytes()))
+    })?;
+    Ok(())
 }
 
 /// Installed packages, from dpkg's own status.

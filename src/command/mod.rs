@@ -151,6 +151,13 @@ impl Tool {
         self.isolated()
     }
 
+    /// Runs where /dev has this block device and no other, isolated: whatever a stranger's filesystem makes a tool look for, it
+    /// finds no other disk. The node's list of devices that libblkid keeps is neither read nor written.
+    pub fn sees_only(mut self, device: &Path) -> Tool {
+        self.root = JobRoot::NodeWithOne(device.into());
+        self.env("BLKID_FILE", "/dev/null").isolated()
+    }
+
     /// Runs in a root that is made for it, isolated.
     pub fn in_made_root(mut self, root: MadeRoot) -> Tool {
         self.root = JobRoot::Made(root);

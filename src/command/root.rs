@@ -23,6 +23,8 @@ pub enum JobRoot {
     /// In the node's own root.
     #[default]
     Node,
+    /// The same, where /dev has this block device and no other.
+    NodeWithOne(PathBuf),
     /// In a tree, which may have a disk in its /dev.
     Tree { path: OsString, device: Option<Device> },
     /// In a root with the node's programs and nothing of the node besides.
@@ -91,6 +93,14 @@ impl JobRoot {
     pub fn enter(&self) -> Result<()> {
         match self {
             JobRoot::Node => mount_proc(Path::new("/proc")),
+            JobRoot::NodeWithOne(node) => {
+                mount_proc(Path::new("/proc"))?;
+                let number = number_of(node)?;
+                let dev = Path::new("/dev");
+                mount_dev(dev)
+                    .and_then(|()| add_block_device(dev, node, number))
+                    .context("making a /dev with one disk")
+            }
             JobRoot::Tree { path, device } => {
                 let root = Path::new(path);
                 mount_bind_recursive(root, root).with_context(|| format!("mounting {}", root.display()))?;
@@ -248,11 +258,20 @@ fn mount_dev(at: &Path) -> Result<()> {
 
 /// Adds the node of one disk.
 fn add_disk(dev: &Path, device: &Device) -> Result<()> {
-    let number = std::fs::metadata(&device.node)?.rdev();
+    add_block_device(dev, &device.node, number_of(&device.node)?)?;
     let name = device.node.file_name().context("naming the device")?;
-    mknodat(CWD, dev.join(name), FileType::BlockDevice, Mode::from_raw_mode(0o600), number)?;
     std::fs::create_dir_all(dev.join("disk/by-uuid"))?;
     Ok(symlink(Path::new("../..").join(name), dev.join("disk/by-uuid").join(&device.uuid))?)
+}
+
+fn number_of(node: &Path) -> Result<u64> {
+    let meta = std::fs::metadata(node).with_context(|| format!("looking at {}", node.display()))?;
+    Ok(meta.rdev())
+}
+
+fn add_block_device(dev: &Path, node: &Path, number: u64) -> Result<()> {
+    let name = node.file_name().context("naming the device")?;
+    Ok(mknodat(CWD, dev.join(name), FileType::BlockDevice, Mode::from_raw_mode(0o600), number)?)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use ssh_key::{Algorithm, EcdsaCurve, HashAlg, LineEnding, PrivateKey};
 use crate::report;
 use crate::request::InstanceName;
 use crate::rootdir::{Kind, RootDir};
+use crate::sys::signals;
 
 /// As much as systemd-random-seed(8) keeps.
 const SEED_BYTES: usize = 512;
@@ -15,10 +16,15 @@ const SEED_BYTES: usize = 512;
 const SEEDS: [&str; 3] =
     ["var/lib/systemd/random-seed", "var/lib/urandom/random-seed", "var/lib/systemd/credential.secret"];
 
+/// More than any guest has in /etc/ssh.
+const SSH_FILES_MAX: usize = 1024;
+
 /// Scrubs what a tree (perhaps a hand-made one) brought along, and makes what is needed anew.
 pub fn renew(root: &RootDir, name: &InstanceName) -> Result<()> {
     scrub(root)?;
+    signals::check()?;
     plant_seeds(root)?;
+    signals::check()?;
     if root.is_file("etc/ssh/sshd_config")? {
         make_host_keys(root, name)?;
     }
@@ -35,9 +41,13 @@ pub fn scrub(root: &RootDir) -> Result<()> {
         root.symlink("/etc/machine-id", "var/lib/dbus/machine-id")?;
     }
     for seed in SEEDS {
+        signals::check()?;
         root.remove(seed)?;
     }
-    root.remove_files("etc/ssh", |file| file.as_encoded_bytes().starts_with(b"ssh_host_"))?;
+    root.remove_files("etc/ssh", SSH_FILES_MAX, |file| {
+        signals::check()?;
+        Ok(file.as_encoded_bytes().starts_with(b"ssh_host_"))
+    })?;
     Ok(())
 }
 
@@ -60,6 +70,7 @@ fn make_host_keys(root: &RootDir, name: &InstanceName) -> Result<()> {
     let kinds =
         [(Algorithm::Ed25519, "ed25519"), (Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }, "ecdsa")];
     for (algorithm, file) in kinds {
+        signals::check()?;
         let mut key = PrivateKey::random(&mut OsRng, algorithm).context("making an SSH host key")?;
         key.set_comment(format!("root@{name}"));
         let private = key.to_openssh(LineEnding::LF).context("encoding an SSH host key")?;

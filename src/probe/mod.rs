@@ -1,6 +1,7 @@
 //! A disk that somebody else wrote: what is on it, read by bounded readers of our own, so that the node's kernel parses
 //! no table of a guest, and no filesystem that reaches for other devices of the node.
 
+mod layers;
 mod superblocks;
 
 use std::fmt;
@@ -42,7 +43,7 @@ impl fmt::Display for Part {
 /// What a disk holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
-    /// None: there is no table, and the bare disk is the only part.
+    /// None: there is no table, or it is that of an array which the disk is a member of. The bare disk is the only part.
     pub table: Option<TableKind>,
     /// In the order of their numbers.
     pub parts: Vec<Part>,
@@ -57,6 +58,11 @@ pub fn survey(disk: &Region<'_>) -> Result<Survey> {
     let Some(table) = partition_table::read(disk)? else {
         return Ok(Survey { table: None, parts: vec![part(None, 0, disk.size_bytes())?] });
     };
+    if let Some(layer) = layers::of_divided_disk(disk, &table.partitions)? {
+        let content = Content::Other(layer.into());
+        let whole = Part { number: None, start_bytes: 0, size_bytes: disk.size_bytes(), content };
+        return Ok(Survey { table: None, parts: vec![whole] });
+    }
     let parts = table.partitions.iter().map(|p| part(Some(p.number), p.start_bytes, p.size_bytes));
     Ok(Survey { table: Some(table.kind), parts: parts.collect::<Result<_>>()? })
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use anyhow::{Context, Error, Result};
 use uuid::Uuid;
 
+use super::layers;
 use crate::filesystem::Filesystem;
 use crate::reader::Region;
 use crate::reader::integers::{be32, le16, le32, le64};
@@ -61,8 +62,20 @@ const EXT_AT: u64 = 1024;
 const BTRFS_AT: u64 = 64 << 10;
 const SUPERBLOCK_BYTES: usize = 4096;
 
-/// Identifies what a partition, or a bare disk, holds.
+/// Identifies what a partition, or a bare disk, holds. A part of something larger is that, whatever it seems to hold.
 pub fn probe(part: &Region<'_>) -> Result<Content> {
+    let found = by_superblock(part)?;
+    Ok(match (layers::of_device(part)?, found) {
+        (None, found) => found,
+        (Some(layer), Content::Filesystem(volume)) => {
+            let article = if volume.filesystem.is_ext() { "an" } else { "a" };
+            Content::Other(format!("{layer}, with {article} {}", volume.filesystem))
+        }
+        (Some(layer), _) => Content::Other(layer.into()),
+    })
+}
+
+fn by_superblock(part: &Region<'_>) -> Result<Content> {
     let read = |at: u64| -> Result<Option<[u8; SUPERBLOCK_BYTES]>> {
         if at + SUPERBLOCK_BYTES as u64 > part.size_bytes() {
             return Ok(None);
@@ -97,9 +110,7 @@ fn at_start(start: &[u8; SUPERBLOCK_BYTES]) -> Content {
     if has(0x52, b"FAT32") || has(0x36, b"FAT1") {
         return Content::Fat(fat(start));
     }
-    let known: [(usize, &[u8], &str); 6] = [
-        (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
-        (0x218, b"LVM2 001", "a physical volume of LVM"),
+    let known: [(usize, &[u8], &str); 4] = [
         (3, b"NTFS    ", "NTFS"),
         (3, b"EXFAT   ", "exFAT"),
         (0x400, b"\x10\x20\xf5\xf2", "f2fs"),
@@ -133,6 +144,10 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
     const INCOMPATIBLE_EXT4: u32 = !(0x2 | 0x4 | JOURNAL_DEVICE | 0x10);
     /// All but sparse_super, large_file and btree_dir.
     const READ_ONLY_EXT4: u32 = !(0x1 | 0x2 | 0x4);
+    const JOURNAL_UUID: std::ops::Range<usize> = 0xd0..0xe0;
+    const JOURNAL_INODE_AT: usize = 0xe0;
+    const JOURNAL_DEVICE_AT: usize = 0xe4;
+    const JOURNAL_INODE: u32 = 8;
     const MOUNT_OPTIONS: std::ops::Range<usize> = 0x200..0x240;
     if superblock[0x38..0x3a] != [0x53, 0xef] {
         return None;
@@ -146,11 +161,16 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
     } else {
         Filesystem::Ext2
     };
+    // e2fsck looks for a journal by these whatever the features say, and by the UUID among all devices of the node.
     let journal_elsewhere = incompatible & JOURNAL_DEVICE != 0
-        || (compatible & HAS_JOURNAL != 0 && le32(superblock, 0xe4) != 0)
+        || le32(superblock, JOURNAL_DEVICE_AT) != 0
+        || superblock[JOURNAL_UUID] != [0; 16]
         || superblock[MOUNT_OPTIONS].windows(8).any(|option| option == b"journal_");
     if journal_elsewhere {
         return Some(Content::Other(format!("{filesystem} with its journal on another device")));
+    }
+    if compatible & HAS_JOURNAL != 0 && le32(superblock, JOURNAL_INODE_AT) != JOURNAL_INODE {
+        return Some(Content::Other(format!("{filesystem} with its journal in an unusual place")));
     }
     if incompatible & MULTIPLE_MOUNT_PROTECTION != 0 {
         return Some(Content::Other(format!("{filesystem} with multiple mount protection")));

@@ -44,7 +44,7 @@ impl GuestSetup<'_> {
     /// Makes the guest on the disk this instance's, and runs the hooks.
     fn run(&self, sector: &mut Sector) -> Result<()> {
         let (disk, workspace) = (self.disk, self.workspace);
-        with_first_sector(disk, sector, |survey, sector| {
+        with_first_sector(disk, disk.size_bytes, sector, |survey, sector| {
             let has_table = survey.table.is_some();
             let guest = match GuestRoot::seek(disk, workspace, survey, Trust::Trusted { options: "" })? {
                 Sought::Found(guest) => guest,

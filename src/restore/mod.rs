@@ -145,7 +145,7 @@ impl DiskRestore<'_> {
         let finished = restored.and_then(|()| {
             let mut sector = held.release()?;
             if disk.size_bytes > size_bytes {
-                grow(disk, self.workspace, &mut sector)?;
+                grow(disk, size_bytes, self.workspace, &mut sector)?;
             }
             (self.setup)(&mut sector)?;
             report::step("flushing", || held.finish(&sector))
@@ -162,14 +162,15 @@ fn partitions_of(disk: &dyn ReadAt, size_bytes: u64) -> Vec<(u64, u64)> {
     parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
 }
 
-/// What is on a restored disk of which the first sector is yet to come. Without a table that sector is its
-/// filesystem's own, and stands on the disk while `work` is at it.
+/// What is on the first `size_bytes` of a restored disk of which the first sector is yet to come. Without a table that sector is
+/// its filesystem's own, and stands on the disk while `work` is at it.
 pub fn with_first_sector<T>(
     disk: &Disk,
+    size_bytes: u64,
     sector: &mut Sector,
     work: impl FnOnce(Survey, &mut Sector) -> Result<T>,
 ) -> Result<T> {
-    let survey = survey(disk, sector)?;
+    let survey = survey(disk, size_bytes, sector)?;
     let bare = survey.table.is_none();
     if bare {
         disk.file.write_all_at(sector, 0).context("writing the first sector")?;
@@ -183,10 +184,10 @@ pub fn with_first_sector<T>(
     Ok(done)
 }
 
-/// What is on a disk, with this first sector.
-fn survey(disk: &Disk, sector: &Sector) -> Result<Survey> {
-    let (seen, budget) = (WithSector { disk: &disk.file, sector }, Budget::of_disk(disk.size_bytes));
-    probe::survey(&Region::new(&seen, &budget, 0, disk.size_bytes))
+/// What is on a disk of this size, with this first sector.
+fn survey(disk: &Disk, size_bytes: u64, sector: &Sector) -> Result<Survey> {
+    let (seen, budget) = (WithSector { disk: &disk.file, sector }, Budget::of_disk(size_bytes));
+    probe::survey(&Region::new(&seen, &budget, 0, size_bytes))
 }
 
 /// Reads until the buffer is full or the stream ends.
@@ -201,14 +202,15 @@ fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-/// The disk is larger than the one that was exported: its table covers it, and what lies last grows.
-fn grow(disk: &Disk, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
-    if let Err(error) = survey(disk, sector) {
+/// The disk is larger than the one that was exported, which had `size_bytes`: its table covers it, and what lies last grows. It
+/// is looked at as the smaller disk that it was: some marks (of an array's member) are known by their distance from the end.
+fn grow(disk: &Disk, size_bytes: u64, workspace: &Workspace, sector: &mut Sector) -> Result<()> {
+    if let Err(error) = survey(disk, size_bytes, sector) {
         signals::check()?;
         report::warning(&format!("nothing grows: {}", report::sentence(&error)));
         return Ok(());
     }
-    with_first_sector(disk, sector, |survey, sector| grow_last(disk, workspace, &survey, sector))
+    with_first_sector(disk, size_bytes, sector, |survey, sector| grow_last(disk, workspace, &survey, sector))
 }
 
 fn grow_last(disk: &Disk, workspace: &Workspace, survey: &Survey, sector: &mut Sector) -> Result<()> {
@@ -263,9 +265,11 @@ fn grow_ext(device: &Path, volume: Volume) -> Result<Option<Error>> {
     if let Err(error) = check_ext(device, volume) {
         return Ok(Some(error));
     }
-    let Err(error) = Tool::new("resize2fs").arg(device).quiet().run() else { return Ok(None) };
+    let Err(error) = Tool::new("resize2fs").arg(device).sees_only(device).quiet().run() else {
+        return Ok(None);
+    };
     // Some kinds it refuses before it has changed anything; whatever it left half done is no backup's filesystem.
-    match Tool::new("e2fsck").args(["-f", "-n"]).arg(device).quiet().run() {
+    match e2fsck(device, "-n") {
         Ok(()) => Ok(Some(error)),
         Err(_) => Err(error),
     }
@@ -277,7 +281,7 @@ fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume, tool: Tool
         Ok(root) => root,
         Err(error) => return Ok(Some(error)),
     };
-    let refusal = tool.arg(root.path()).quiet().run().err();
+    let refusal = tool.arg(root.path()).sees_only(device).quiet().run().err();
     root.finish()?;
     Ok(refusal)
 }
@@ -286,10 +290,15 @@ fn grow_mounted(device: &Path, workspace: &Workspace, volume: Volume, tool: Tool
 /// at again.
 pub fn check_ext(device: &Path, volume: Volume) -> Result<()> {
     one_device::refuse_other(device, volume)?;
-    match Tool::new("e2fsck").args(["-f", "-p"]).arg(device).quiet().run() {
+    match e2fsck(device, "-p") {
         // Something was mended.
         Err(error) if matches!(report::cause(&error), Some(ToolError::Status(_, 1, _))) => {}
         checked => checked?,
     }
     one_device::refuse_other(device, volume)
+}
+
+/// A journal on another device is none that it could find: a filesystem has its own, or is refused.
+fn e2fsck(device: &Path, mode: &str) -> Result<()> {
+    Tool::new("e2fsck").args(["-f", mode, "-j", "/dev/null"]).arg(device).sees_only(device).quiet().run()
 }

@@ -36,7 +36,7 @@ pub fn renew(
     many_disks: bool,
 ) -> Result<()> {
     report::step("giving it an identity of its own", || {
-        with_first_sector(disk, sector, |survey, sector| {
+        with_first_sector(disk, disk.size_bytes, sector, |survey, sector| {
             let mut renewal = Reidentify::new(name.full(), many_disks);
             renewal.table(&disk.file, disk.size_bytes, &survey, sector)?;
             for part in &survey.parts {
@@ -142,7 +142,7 @@ fn renew_filesystem(
             Tool::new("btrfstune").args(["-f", "-U", &uuid])
         }
     };
-    tool.arg(&path).quiet().run()?;
+    tool.arg(&path).sees_only(&path).quiet().run()?;
     device.finish()?;
     disk.flush_path_cache()
 }

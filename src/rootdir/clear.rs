@@ -20,15 +20,16 @@ const DEPTH_MAX: usize = 32;
 /// So many names are read before they are removed; then the directory is read again from its start.
 const NAMES_AT_ONCE: usize = 1024;
 
-/// Removes all that is below `top`, whose path in the guest is `path`.
-pub(super) fn below(top: &OwnedFd, path: &Path) -> Result<()> {
-    let clearing = Clearing { top: top.as_fd(), device: fs::fstat(top)?.st_dev };
+/// Removes all that is below `top`, whose path in the guest is `path`; asks before each removal.
+pub(super) fn below(top: &OwnedFd, path: &Path, may_go_on: fn() -> Result<()>) -> Result<()> {
+    let clearing = Clearing { top: top.as_fd(), device: fs::fstat(top)?.st_dev, may_go_on };
     clearing.clear(top.as_fd(), path, 0)
 }
 
 struct Clearing<'a> {
     top: BorrowedFd<'a>,
     device: u64,
+    may_go_on: fn() -> Result<()>,
 }
 
 impl Clearing<'_> {
@@ -45,6 +46,7 @@ impl Clearing<'_> {
     }
 
     fn remove(&self, dir: BorrowedFd<'_>, name: &CStr, path: &Path, depth: usize) -> Result<()> {
+        (self.may_go_on)()?;
         match fs::unlinkat(dir, name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
             answer => return answer.with_context(|| format!("removing {}", within(path, name))),

@@ -228,19 +228,30 @@ impl RootDir {
         Ok(names)
     }
 
-    /// Removes the regular files directly in `dir` whose name `matches`, and says how many; none if
-    /// there is no `dir`.
-    pub fn remove_files(&self, dir: impl AsRef<Path>, matches: impl Fn(&OsStr) -> bool) -> Result<usize> {
+    /// Removes the regular files directly in `dir` whose name `matches`, which is asked once for each
+    /// name and may end it by an error; says how many. None if there is no `dir`. An error above
+    /// `max_entries`: what was removed by then is gone.
+    pub fn remove_files(
+        &self,
+        dir: impl AsRef<Path>,
+        max_entries: usize,
+        matches: impl Fn(&OsStr) -> Result<bool>,
+    ) -> Result<usize> {
         let dir = dir.as_ref();
         let context = || format!("removing files from {}", shown(dir));
         let Some(fd) = present_dir(self.open_at(dir, READ_DIR)).with_context(context)? else {
             return Ok(0);
         };
-        let mut removed = 0;
+        let (mut seen, mut removed) = (0, 0);
         for entry in Dir::read_from(&fd).with_context(context)? {
             let entry = entry.with_context(context)?;
             let name = entry.file_name();
-            if !matches(OsStr::from_bytes(name.to_bytes())) {
+            if is_dot(name.to_bytes()) {
+                continue;
+            }
+            ensure!(seen < max_entries, "{}: it has more than {max_entries} entries", context());
+            seen += 1;
+            if !matches(OsStr::from_bytes(name.to_bytes())).with_context(context)? {
                 continue;
             }
             let stat = fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).with_context(context)?;
@@ -254,14 +265,14 @@ impl RootDir {
 
     /// Removes everything below `dir`, but not `dir` itself; nothing to do if it is absent. Links
     /// are removed, not followed; a mount point or another filesystem below is an error, and what
-    /// is in it stays.
-    pub fn clear_dir(&self, dir: impl AsRef<Path>) -> Result<()> {
+    /// is in it stays. `may_go_on` is asked before each removal, and may end it.
+    pub fn clear_dir(&self, dir: impl AsRef<Path>, may_go_on: fn() -> Result<()>) -> Result<()> {
         let dir = dir.as_ref();
         let context = || format!("clearing {}", shown(dir));
         let Some(fd) = present_dir(self.open_at(dir, READ_DIR)).with_context(context)? else {
             return Ok(());
         };
-        clear::below(&fd, dir).with_context(context)
+        clear::below(&fd, dir, may_go_on).with_context(context)
     }
 
     /// Opens `path` inside the root, `""` being its top. The raw answer of the kernel, for callers

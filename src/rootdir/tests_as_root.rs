@@ -242,10 +242,14 @@ fn remove_files_takes_matching_regular_files_only() {
     for name in ["key.a", "key.b", "other"] {
         fs::write(guest.at(name), "").unwrap();
     }
-    let keys = |name: &OsStr| name.to_string_lossy().starts_with("key.");
-    assert_eq!(guest.root.remove_files("/", keys).unwrap(), 2);
+    let keys = |name: &OsStr| Ok(name.to_string_lossy().starts_with("key."));
+    let few = guest.root.remove_files("/", 5, |_| Ok(false)).unwrap_err();
+    assert!(few.to_string().contains("more than 5 entries"), "{few:#}");
+    let stopped = guest.root.remove_files("/", 6, |_| anyhow::bail!("stop")).unwrap_err();
+    assert!(format!("{stopped:#}").ends_with("stop"), "{stopped:#}");
+    assert_eq!(guest.root.remove_files("/", 6, keys).unwrap(), 2);
     assert_eq!(guest.root.list("/", 9).unwrap(), ["key.d", "key.fifo", "key.link", "other"]);
-    assert_eq!(guest.root.remove_files("absent", keys).unwrap(), 0);
+    assert_eq!(guest.root.remove_files("absent", 6, keys).unwrap(), 0);
     guest.assert_node_untouched();
 }
 
@@ -258,10 +262,10 @@ fn clear_dir_removes_all_below_and_follows_nothing() {
     for number in 0..3000 {
         fs::write(guest.at(&format!("deep/er/{number}")), "").unwrap();
     }
-    guest.root.clear_dir("deep").unwrap();
+    guest.root.clear_dir("deep", || Ok(())).unwrap();
     assert!(guest.root.list("deep", 9).unwrap().is_empty());
-    guest.root.clear_dir("absent").unwrap();
-    guest.root.clear_dir("").unwrap();
+    guest.root.clear_dir("absent", || Ok(())).unwrap();
+    guest.root.clear_dir("", || Ok(())).unwrap();
     assert!(guest.root.list("", 9).unwrap().is_empty());
     guest.assert_node_untouched();
 }
@@ -275,7 +279,7 @@ fn clear_dir_copes_with_a_tree_deeper_than_any_path() {
         rustix::fs::mkdirat(&dir, name.as_str(), Mode::RWXU).unwrap();
         dir = rustix::fs::openat(&dir, name.as_str(), super::READ_DIR, Mode::empty()).unwrap().into();
     }
-    guest.root.clear_dir("/").unwrap();
+    guest.root.clear_dir("/", || Ok(())).unwrap();
     assert!(guest.root.list("/", 9).unwrap().is_empty());
 }
 
@@ -286,7 +290,7 @@ fn clear_dir_stops_at_a_mount_point_even_of_the_same_filesystem() {
     let run =
         |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success());
     run("mount", &[Path::new("--bind"), guest.secret.parent().unwrap(), &guest.at("a/mnt")]);
-    let answer = guest.root.clear_dir("a");
+    let answer = guest.root.clear_dir("a", || Ok(()));
     run("umount", &[&guest.at("a/mnt")]);
     assert_eq!(told(answer), "clearing /a: removing the directory /a/mnt: it is a mount point");
     guest.assert_node_untouched();

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{Console, GRUB_CFG, LOADER_DIR, MAX_BYTES, core_image, kernel_consoles, terminals};
 use crate::filesystem::PartitionStyle;
 use crate::rootdir::{Kind, RootDir};
+use crate::sys::signals;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Names in /boot.
@@ -34,6 +35,7 @@ pub fn install_grub_for(
     root.create_dir_all(LOADER_DIR, 0o755)?;
     let cores = [PartitionStyle::Gpt, PartitionStyle::Msdos].map(core_image);
     for name in files.list(LOADER_DIR, MAX_MODULES)? {
+        signals::check()?;
         let path = Path::new(LOADER_DIR).join(&name);
         let bytes = files.read(&path, MAX_BYTES)?.context("reading GRUB's modules")?;
         match cores.iter().find(|core| path == Path::new(core)) {

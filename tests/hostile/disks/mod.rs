@@ -4,6 +4,8 @@
 
 mod case;
 mod devices;
+mod journals;
+mod members;
 mod superblocks;
 mod tables;
 
@@ -16,6 +18,8 @@ use tables::{
     Copy, ENTRIES_LBA, ENTRY_BYTES, ENTRY_COUNT, FIRST_LBA, FIRST_USABLE, Field, Gpt, HEADER_BYTES, LAST_LBA,
     MbrEntry, OTHER_LBA, OWN_LBA, SECTOR, SIGNATURE, write_mbr,
 };
+
+const MIB: u64 = 1 << 20;
 
 const COPIES: [Copy; 2] = [Copy::Primary, Copy::Backup];
 

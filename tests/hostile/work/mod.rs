@@ -4,6 +4,7 @@
 mod btrfs;
 mod disks;
 mod ext;
+mod identity;
 mod images;
 mod xfs;
 
