@@ -135,7 +135,10 @@ impl MadeRoot {
         for name in ETC {
             self.show(&Path::new("/etc").join(name))?;
         }
-        for path in &self.readable {
+        // A directory before what is in it.
+        let mut readable = self.readable.clone();
+        readable.sort();
+        for path in &readable {
             self.show(path)?;
         }
         if let Some(home) = &self.home {
