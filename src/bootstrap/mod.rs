@@ -221,8 +221,6 @@ impl Recipe {
         readable.extend(Scripts::of(&self.suite, &self.mirror, &self.exports)?.files);
         readable.extend(self.exports.get(OsStr::new(scripts::DIR_VARIABLE)).map(PathBuf::from));
         readable.extend(self.keys.as_ref().map(|_| keyring::place(target)));
-        // A directory comes before what is in it, which it shows.
-        readable.sort();
         Ok(MadeRoot {
             at: target.with_file_name("bootstrapper"),
             target: target.to_owned(),

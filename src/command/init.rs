@@ -1,9 +1,10 @@
 //! The init of a PID namespace: the bootstrap, commands in a chroot and each run of the hooks get one.
 //!
 //! The program starts itself again under [`ARGV0`]. That process is pid 1 of a new PID namespace and alone in a
-//! new mount namespace: it moves to the job's root, which has its own /proc, runs the commands one after the other, reaps what is
-//! orphaned and ends; with it the kernel kills whatever a command left behind. A command cannot kill it
-//! (pid 1 gets no signal from inside), and it dies with the program that started it.
+//! new mount namespace: it leaves the terminal, moves to the job's root, which has its own /proc, gives up what the job has no use
+//! for (limits.rs), runs the commands one after the other, reaps what is orphaned and ends; with it the kernel kills whatever a
+//! command left behind. A command cannot kill it (pid 1 gets no signal from inside), and it dies with the program that
+//! started it.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -12,9 +13,10 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::process::{Pid, WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, setsid, wait};
 use serde::{Deserialize, Serialize};
 
+use super::limits;
 use super::root::JobRoot;
 use crate::{report, sys};
 
@@ -75,7 +77,10 @@ fn run(job: &Job) -> Result<u8> {
     // Nothing that is mounted from here on is seen outside; what the node mounts is still seen here.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
         .context("making the mount namespace private")?;
+    // No command has our terminal: what it typed there, a shell would run after us (TIOCSTI).
+    setsid().context("leaving the terminal")?;
     job.root.enter()?;
+    limits::apply(&job.root)?;
     let mut status_file = job.status_fd.map(sys::adopt_fd);
     let mut worst = 0i32;
     for (index, command) in job.commands.iter().enumerate() {

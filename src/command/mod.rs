@@ -3,6 +3,7 @@
 
 mod channel;
 pub mod init;
+mod limits;
 mod pump;
 pub mod root;
 

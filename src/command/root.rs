@@ -104,7 +104,7 @@ impl JobRoot {
             JobRoot::Tree { path, device } => {
                 let root = Path::new(path);
                 mount_bind_recursive(root, root).with_context(|| format!("mounting {}", root.display()))?;
-                mount_proc(&root.join("proc"))?;
+                mount_guarded_proc(&root.join("proc"))?;
                 let dev = root.join("dev");
                 mount_dev(&dev)
                     .and_then(|()| device.as_ref().map_or(Ok(()), |device| add_disk(&dev, device)))
@@ -145,7 +145,10 @@ impl MadeRoot {
         for name in ETC {
             self.show(&Path::new("/etc").join(name))?;
         }
-        for path in &self.readable {
+        // A directory before what is in it.
+        let mut readable = self.readable.clone();
+        readable.sort();
+        for path in &readable {
             self.show(path)?;
         }
         if let Some(home) = &self.home {
@@ -154,7 +157,13 @@ impl MadeRoot {
         let target = self.place_of(&self.target);
         std::fs::create_dir_all(&target)?;
         mount_bind(&self.target, &target)?;
-        mount_proc(&self.at.join("proc"))?;
+        // debootstrap mounts what is not there, for which a job has no right.
+        let (proc, sys) = (target.join("proc"), target.join("sys"));
+        std::fs::create_dir_all(&proc)?;
+        std::fs::create_dir_all(&sys)?;
+        mount_guarded_proc(&proc)?;
+        mount_sys(&sys)?;
+        mount_guarded_proc(&self.at.join("proc"))?;
         let dev = self.at.join("dev");
         mount_dev(&dev)?;
         std::fs::create_dir(dev.join("pts"))?;
@@ -239,6 +248,34 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 fn mount_proc(at: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", at, "proc", flags, None).with_context(|| format!("mounting proc on {}", at.display()))
+}
+
+/// A /proc whose switches of the node's kernel are read-only (sys, sysrq-trigger, irq and all others): root may use them without
+/// any capability. What belongs to processes is as ever.
+fn mount_guarded_proc(at: &Path) -> Result<()> {
+    mount_proc(at)?;
+    let context = || format!("guarding {}", at.display());
+    for entry in std::fs::read_dir(at).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let (name, meta) = (entry.file_name(), entry.metadata().with_context(context)?);
+        let is_of_a_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        let is_writable = meta.is_dir() || meta.permissions().mode() & 0o222 != 0;
+        if is_of_a_process || meta.is_symlink() || !is_writable {
+            continue;
+        }
+        mount_bind(entry.path(), entry.path()).with_context(context)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        mount_remount(entry.path(), flags | MountFlags::NOEXEC, "").with_context(context)?;
+    }
+    Ok(())
+}
+
+/// In the place of sysfs, whose files are switches of the node: a directory that is not empty, so that nothing is mounted there.
+fn mount_sys(at: &Path) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("sys", at, "tmpfs", flags, c"mode=0755,size=64k")
+        .with_context(|| format!("mounting {}", at.display()))?;
+    Ok(std::fs::create_dir(at.join("kernel"))?)
 }
 
 /// A /dev in memory: what looks for disks (grub-probe) finds none of the node's.

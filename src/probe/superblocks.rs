@@ -147,7 +147,6 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
     const JOURNAL_UUID: std::ops::Range<usize> = 0xd0..0xe0;
     const JOURNAL_INODE_AT: usize = 0xe0;
     const JOURNAL_DEVICE_AT: usize = 0xe4;
-    const JOURNAL_INODE: u32 = 8;
     const MOUNT_OPTIONS: std::ops::Range<usize> = 0x200..0x240;
     if superblock[0x38..0x3a] != [0x53, 0xef] {
         return None;
@@ -169,8 +168,9 @@ fn ext(superblock: &[u8; SUPERBLOCK_BYTES]) -> Option<Content> {
     if journal_elsewhere {
         return Some(Content::Other(format!("{filesystem} with its journal on another device")));
     }
-    if compatible & HAS_JOURNAL != 0 && le32(superblock, JOURNAL_INODE_AT) != JOURNAL_INODE {
-        return Some(Content::Other(format!("{filesystem} with its journal in an unusual place")));
+    if compatible & HAS_JOURNAL != 0 && le32(superblock, JOURNAL_INODE_AT) == 0 {
+        // Inode 8, or that of a file .journal where tune2fs made it on a mounted filesystem. A tool looks elsewhere without one.
+        return Some(Content::Other(format!("{filesystem} with a journal that has no inode")));
     }
     if incompatible & MULTIPLE_MOUNT_PROTECTION != 0 {
         return Some(Content::Other(format!("{filesystem} with multiple mount protection")));

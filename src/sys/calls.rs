@@ -38,6 +38,12 @@ pub fn new_mount_namespace() -> Result<()> {
     answer(unshare(CloneFlags::CLONE_NEWNS))
 }
 
+/// Moves the calling thread, the only one, to UTS and IPC namespaces of its own: the host's name, semaphores, shared memory and
+/// message queues.
+pub fn new_names() -> Result<()> {
+    answer(unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC))
+}
+
 /// Lets every signal come through.
 pub fn clear_signal_mask() -> Result<()> {
     answer(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))

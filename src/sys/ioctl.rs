@@ -17,7 +17,7 @@ use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::io::{Errno, Result};
 
-use super::calls::answer;
+use super::{calls::answer, filter};
 
 /// Flags of a loop device, from linux/loop.h.
 pub mod loop_flags {
@@ -357,6 +357,21 @@ pub fn spawn(command: &mut Command, isolation: Isolation, kept: &[BorrowedFd]) -
             setns(&own, CloneFlags::CLONE_NEWPID)?;
             child
         }
+    }
+}
+
+/// Refuses the calling process, and all that it will start, the system calls that installing packages has no use for
+/// (sys/filter.rs). Needs CAP_SYS_ADMIN: programs that change their user keep that right.
+pub fn filter_package_calls() -> Result<()> {
+    let mut code = filter::program();
+    let length = libc::c_ushort::try_from(code.len()).map_err(|_| Errno::OVERFLOW)?;
+    let program = libc::sock_fprog { len: length, filter: code.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, whose code lives until the call returns.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -237,6 +238,136 @@ done
 echo "the spy has ended"
 "#;
 
+/// Tries what root may do to the node's kernel and files without leaving its root; prints whether it was OPEN or held. Nothing
+/// is changed where it is open: files are opened and not written, a name and a mode are set to what they are.
+const ATTACKS: &str = r#"
+sub report { my ($name, $open) = @_; print(($open ? "OPEN" : "held"), " $name: $!\n") }
+sub call { my $number = shift; syscall($number, @_) != -1 }
+# The node's own files: by a handle of its root, through the first process, by a mount that is not read-only any more.
+for my $inode (2, 128, 256) {
+  open(my $any, "<", "/etc/resolv.conf") || open($any, "<", "/");
+  report("handle $inode", call(304, fileno($any), pack("IiII", 8, 1, $inode, 0), 0));
+}
+for my $process ("1", "self") {
+  opendir(my $dir, "/proc/$process/map_files");
+  my @maps = grep { !/^[.]/ } readdir($dir);
+  report("list what $process maps", @maps && $process eq "1");
+  for my $file ("exe", map { "map_files/$_" } @maps) {
+    report("write $file of $process", open(my $any, "+<", "/proc/$process/$file"));
+  }
+}
+report("mode of /proc/1/exe", chmod(0755, "/proc/1/exe"));
+report("root of 1", -e "/proc/1/root/.");
+my ($none, $shown) = ("none", "SHOWN");
+report("remount", call(165, $none, $shown, $none, 0x1020, 0));
+report("write to what is shown", open(my $file, ">", "$shown/escaped"));
+for my $kind ("proc", "sysfs", "devtmpfs", "cgroup2") {
+  my ($at, $copy) = ("/tmp", $kind);
+  report("mount $kind", call(165, $none, $at, $copy, 0, 0));
+}
+# Devices that are the node's.
+for my $node ([060600, 0x700], [060600, 0x800], [020600, 0x101]) {
+  my $path = "/tmp/node$node->[1]";
+  report("node $node->[1]", call(133, $path, $node->[0], $node->[1]));
+  unlink($path);
+}
+# The terminal of who called the program.
+report("terminal", open(my $tty, "+<", "/dev/tty"));
+ioctl($tty, 0x5412, my $key = "!") if $tty;
+# The node's name, kernel and keys.
+open(my $host, "<", "/proc/sys/kernel/hostname") or die; chomp(my $name = <$host>);
+report("hostname", call(170, $name, length($name)));
+for my $switch ("sys/kernel/core_pattern", "sys/kernel/hostname", "sysrq-trigger", "irq/default_smp_affinity") {
+  report("write $switch", open(my $any, "+<", "/proc/$switch")) if -e "/proc/$switch";
+}
+report("keyring", call(250, 0, -4, 0));
+for my $kind ("uts", "ipc", "mnt", "pid") { print "namespace ", readlink("/proc/self/ns/$kind"), "\n" }
+open(my $status, "<", "/proc/self/status") or die; print(grep { /^Cap/ } <$status>);
+print "all was tried\n";
+"#;
+
+/// The capabilities that the attacks had, by the numbers of linux/capability.h.
+const CAPABILITIES: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 27, 29, 31];
+
+fn assert_all_held(said: &str) {
+    assert!(said.contains("all was tried") && !said.contains("OPEN"), "{said}");
+    for word in ["handle 2", "write exe of 1", "remount", "hostname", "write sys/kernel/core_pattern"] {
+        assert!(said.contains(&format!("held {word}: ")), "{word}: {said}");
+    }
+    let all = CAPABILITIES.iter().fold(0u64, |all, number| all | 1 << number);
+    for set in ["CapBnd", "CapEff", "CapPrm"] {
+        assert!(said.contains(&format!("{set}:\t{all:016x}")), "{set} {all:016x}: {said}");
+    }
+    for kind in ["uts", "ipc", "mnt", "pid"] {
+        let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        assert!(said.contains(&format!("namespace {kind}:[")), "{said}");
+        assert!(!said.contains(own.to_str().unwrap()), "{kind} is that of the node: {said}");
+    }
+}
+
+/// A command on a terminal of its own.
+fn on_a_terminal(command: &Command) -> Command {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted = words.map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")));
+    let line = quoted.collect::<Vec<_>>().join(" ");
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env_clear().env("TERM", "linux");
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.current_dir(command.get_current_dir().unwrap_or(Path::new("/"))).stdin(Stdio::null());
+    script
+}
+
+#[test]
+fn a_bootstrappers_scripts_can_do_nothing_to_the_node() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    node.config(&small(&mirror, GOOD));
+    // What is shown of the node, for reading.
+    let shown = scripts(&node, &mirror);
+    fs::write(node.legacy_defaults(), format!("export DEBOOTSTRAP_DIR={}\n", shown.display())).unwrap();
+    let script = fs::read_to_string(mirror.join("script")).unwrap();
+    let attack = format!(
+        "attack () {{\nperl - <<'ATTACKS'\n{}\nATTACKS\n}}\n\
+         second_stage_install () {{ attack > \"$TARGET/etc/found\" 2>&1;",
+        ATTACKS.replace("SHOWN", shown.to_str().unwrap())
+    );
+    fs::write(mirror.join("script"), script.replace("second_stage_install () {", &attack)).unwrap();
+    let disk = node.disk("d", GIB);
+    let create = node.verb("create", &node.recorded("create", &disk));
+    let output = on_a_terminal(&create).output().unwrap();
+    assert!(output.status.success(), "{}", log_of(&output));
+    assert_all_held(&Mounted::at(&disk, root_offset(&disk)).read("etc/found"));
+    assert!(!shown.join("escaped").exists());
+}
+
+#[test]
+fn ctrl_c_on_a_terminal_ends_a_bootstrap() {
+    let node = Node::bare();
+    let mirror = node.path().join("mirror");
+    node.config(&small(&mirror, GOOD));
+    let script = fs::read_to_string(mirror.join("script")).unwrap();
+    let waiting =
+        "second_stage_install () { mkfifo \"$TARGET/wait\"; echo it waits >&2; : < \"$TARGET/wait\";";
+    fs::write(mirror.join("script"), script.replace("second_stage_install () {", waiting)).unwrap();
+    let disk = node.disk("d", GIB);
+    let mut create = on_a_terminal(&node.verb("create", &node.recorded("create", &disk)));
+    let mut child = create.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut shown = Vec::new();
+    // Progress on a terminal has no lines.
+    while !text(&shown).contains("bootstrapping tiny") {
+        let mut some = [0; 4096];
+        let count = screen.read(&mut some).unwrap();
+        assert!(count > 0, "{}", text(&shown));
+        shown.extend(&some[..count]);
+    }
+    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    screen.read_to_end(&mut shown).unwrap();
+    assert!(text(&shown).contains("stopped by SIGINT"), "{}", text(&shown));
+    assert!(!child.wait().unwrap().success());
+    node.assert_nothing_left();
+}
+
 /// Files that no job needs, and a process of the node.
 fn secrets(node: &Node) -> (String, std::process::Child) {
     let own = node.etc().join("config.toml").display().to_string();
@@ -280,36 +411,53 @@ fn what_runs_while_a_tree_is_made_finds_nothing_of_the_node() {
     process.wait().unwrap();
 }
 
+/// A tree with a shell and a few tools of this machine.
+fn tree_with_tools(node: &Node) -> PathBuf {
+    let tree = node.path().join("tree");
+    let programs = ["sh", "tr", "grep", "perl"]
+        .map(|name| tool("sh", &["-c", &format!("readlink -f $(command -v {name})")]));
+    let script = format!(
+        "set -e; mkdir -p {0}/bin {0}/proc {0}/dev {0}/tmp; for p in {1}; do cp --parents -L $p {0}; \
+         for l in $(ldd $p | grep -o '/[^ ]*'); do cp --parents -L $l {0}; done; done; \
+         for n in sh tr grep perl; do ln -s $(readlink -f $(command -v $n)) {0}/bin/ 2>/dev/null || :; done",
+        tree.display(),
+        programs.map(|program| program.trim().to_owned()).join(" ")
+    );
+    tool("sh", &["-c", &script]);
+    tree
+}
+
+/// A program as the one command of a job in a tree.
+fn in_tree(tree: &Path, program: &str, arguments: &[&str]) -> Command {
+    let program = tool("sh", &["-c", &format!("readlink -f $(command -v {program})")]);
+    let words = std::iter::once(program.trim()).chain(arguments.iter().copied());
+    let job = Job { root: JobRoot::tree(tree), ..Job::single(words.map(OsString::from).collect()) };
+    let script = "exec unshare --mount --pid --fork bash -c 'exec -a \"$0\" \"$@\"' \"$0\" \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, init::ARGV0, PROGRAM, &job.to_arg().unwrap()]);
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command
+}
+
 #[test]
 fn what_runs_in_a_tree_finds_nothing_of_the_node() {
     let node = Node::bare();
     node.config("");
     let (spy, mut process) = secrets(&node);
-    // A tree with a shell and a few tools of this machine.
-    let tree = node.path().join("tree");
-    let programs =
-        ["sh", "tr", "grep"].map(|name| tool("sh", &["-c", &format!("readlink -f $(command -v {name})")]));
-    let script = format!(
-        "set -e; mkdir -p {0}/bin {0}/proc {0}/dev {0}/tmp; for p in {1}; do cp --parents -L $p {0}; \
-         for l in $(ldd $p | grep -o '/[^ ]*'); do cp --parents -L $l {0}; done; done; \
-         for n in sh tr grep; do ln -s $(readlink -f $(command -v $n)) {0}/bin/ 2>/dev/null || :; done",
-        tree.display(),
-        programs.map(|program| program.trim().to_owned()).join(" ")
-    );
-    tool("sh", &["-c", &script]);
-    let shell = tool("sh", &["-c", "readlink -f $(command -v sh)"]);
-    let command = [shell.trim(), "-c", &spy].map(OsString::from).to_vec();
-    let job = Job { root: JobRoot::tree(&tree), ..Job::single(command) };
-    let script = "exec unshare --mount --pid --fork bash -c 'exec -a \"$0\" \"$@\"' \"$0\" \"$@\"";
-    let output = Command::new("bash")
-        .args(["-c", script, init::ARGV0, PROGRAM, &job.to_arg().unwrap()])
-        .env("PATH", "/usr/bin:/bin")
-        .output()
-        .unwrap();
+    let output = in_tree(&tree_with_tools(&node), "sh", &["-c", &spy]).output().unwrap();
     let found = log_of(&output);
     assert!(found.contains("the spy has ended") && !found.contains("found "), "{found}");
     process.kill().unwrap();
     process.wait().unwrap();
+}
+
+#[test]
+fn a_packages_scripts_can_do_nothing_to_the_node() {
+    let node = Node::bare();
+    let attacks = ATTACKS.replace("SHOWN", "/proc/sys");
+    let output =
+        on_a_terminal(&in_tree(&tree_with_tools(&node), "perl", &["-e", &attacks])).output().unwrap();
+    assert_all_held(&text(&output.stdout).replace('\r', ""));
 }
 
 /// `deploy:s3cret` as HTTP has it.
