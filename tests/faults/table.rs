@@ -239,11 +239,7 @@ hint: NODE/cache/cache-trixie-*.tar may be damaged; replace or remove it"),
         create(node)
     }, "
 error: reading the manifest NODE/cache/cache-trixie-*.toml
-  TOML parse error at line 1, column *
-  |
-1 | suite = [
-  | *
-*
+  unclosed array*
 hint: rm NODE/cache/cache-trixie-*.toml; what it described can be made or sealed anew"),
 ];
 
