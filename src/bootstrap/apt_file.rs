@@ -23,32 +23,28 @@ impl AptFile {
         }
     }
 
-    /// Whether it has a URL with a user and a password (a source of one line, or of fields).
-    pub fn has_credentials(&self) -> bool {
+    /// Whether it may have a URL with a user and a password: apt decodes escapes and takes quotes away.
+    pub fn may_have_credentials(&self) -> bool {
         let text = String::from_utf8_lossy(&self.content);
         let is_source = self.path.ends_with(".list") || self.path.ends_with(".sources");
-        is_source && text.split_whitespace().any(|word| word.contains("://") && word.contains('@'))
+        is_source
+            && text.lines().any(|line| !line.trim_start().starts_with('#') && line.contains(['@', '%', '"']))
     }
 }
 
 fn lowers(name: &str, value: &str) -> bool {
-    LOWERING.contains(&name) && value != "no"
+    LOWERING.contains(&name) && !["no", "false", "0"].contains(&value)
 }
 
 /// Of a line `deb [OPTIONS] URI SUITE COMPONENTS`.
 fn line_lowers(line: &str) -> bool {
-    let line = line.trim();
-    if line.starts_with('#') {
+    let after_type = line.trim().split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start());
+    let Some(rest) = after_type.strip_prefix('[').filter(|_| !line.trim().starts_with('#')) else {
         return false;
-    }
-    let Some((before, rest)) = line.split_once('[') else { return false };
-    // Brackets of an address in the URI are no options.
-    if before.contains("://") {
-        return false;
-    }
+    };
+    // Without an end, with brackets in a word, or with what apt would decode, it is not understood here.
     let options = rest.split_once(']').map(|(options, _)| options);
-    // Without an end, or with what apt would decode, it is not understood here.
-    let Some(options) = options.filter(|options| !options.contains(['%', '"', '\'', '\\'])) else {
+    let Some(options) = options.filter(|options| !options.contains(['[', '%', '"', '\'', '\\'])) else {
         return true;
     };
     options.split_whitespace().any(|option| match option.split_once('=') {
@@ -61,8 +57,11 @@ fn line_lowers(line: &str) -> bool {
 /// The fields of a file in the form of deb822(5), with what follows them on other lines.
 fn fields(text: &str) -> Vec<(String, String)> {
     let mut fields: Vec<(String, String)> = Vec::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let is_continued = line.starts_with([' ', '\t']);
+    let mut begins = true;
+    for line in text.trim_start_matches('\u{feff}').lines().filter(|line| !line.starts_with('#')) {
+        // What continues nothing is taken for a field.
+        let is_continued = !begins && line.starts_with([' ', '\t']);
+        begins = line.trim().is_empty();
         match (line.split_once(':'), fields.last_mut()) {
             (_, Some((_, value))) if is_continued => {
                 value.push(' ');
@@ -99,6 +98,12 @@ mod tests {
             "[allow-weak=true]",
             "[trusted+=yes]",
             "[trusted = yes]",
+            "[lang=x[y]z trusted=yes]",
+            "[arch=a[b]c trusted=yes]",
+            "[lang=[x]y allow-insecure=yes]",
+            "[target=a[]b trusted=yes]",
+            "[lang=x[ ]z trusted=yes]",
+            "[lang-=x[y]z allow-insecure=yes]",
             "[trusted=yes",
             "[allow-downgrade-to-insecure=on]",
         ] {
@@ -124,6 +129,9 @@ mod tests {
             "deb [signed-by=/etc/apt/keyrings/x.asc arch=amd64] http://[2001:db8::1]/ trixie main",
             "deb http://[2001:db8::1]/ trixie main",
             "deb [trusted=no] http://site.example/ trixie main",
+            "deb [trusted=false allow-weak=0] http://site.example/ trixie main",
+            "deb file:/srv/repo trixie main # see [wiki]",
+            "deb cdrom:[Debian x y]/ trixie main",
             "# deb [trusted=yes] http://site.example/ trixie main",
             "",
         ] {
@@ -135,8 +143,15 @@ mod tests {
 
     #[test]
     fn credentials_in_a_source_are_seen() {
-        assert!(file("list", "deb http://u:p@site.example/ trixie main").has_credentials());
-        assert!(file("sources", "Types: deb\nURIs:\n https://u:p@site.example/\n").has_credentials());
-        assert!(!file("list", "deb http://site.example/ trixie main # a@b").has_credentials());
+        for line in [
+            "deb http://u:p@site.example/ trixie main",
+            "deb http:%2f%2fu:p@site.example/ trixie main",
+            "deb http://u:p%40site.example/ trixie main",
+            "deb \"http:\"//u:p@site.example/ trixie main",
+        ] {
+            assert!(file("list", line).may_have_credentials(), "{line}");
+        }
+        assert!(file("sources", "Types: deb\nURIs:\n https://u:p@site.example/\n").may_have_credentials());
+        assert!(!file("list", "# a@b\ndeb http://site.example/ trixie main").may_have_credentials());
     }
 }

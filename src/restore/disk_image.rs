@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context as _, Result, anyhow};
 
 use super::source_file::DiskImage;
-use super::{DiskRestore, Sector, reidentify, with_first_sector};
+use super::{DiskRestore, Sector, Seen, reidentify, with_first_sector};
 use crate::disk::{Disk, boot_code};
 use crate::guest::found_root::{GuestRoot, Sought};
 use crate::guest::{self, Trust, Workspace};
@@ -22,11 +22,11 @@ pub fn install(plan: &ImagePlan, disk: &Disk, workspace: &Workspace, image: &Dis
         report::warning(warning);
     }
     let name = &plan.guest_config.name;
-    let mut setup = |sector: &mut Sector| {
+    let mut setup = |Seen { sector, bytes }: Seen<'_>| {
         if plan.new_identity {
-            reidentify::renew(disk, workspace, sector, name, plan.many_disks)?;
+            reidentify::renew(disk, workspace, Seen { sector, bytes }, name, plan.many_disks)?;
         }
-        GuestSetup { plan, disk, workspace }.run(sector)
+        GuestSetup { plan, disk, workspace }.run(Seen { sector, bytes })
     };
     image
         .restore(DiskRestore { disk, workspace, on_failure: plan.on_failure, setup: &mut setup })
@@ -42,9 +42,9 @@ struct GuestSetup<'a> {
 
 impl GuestSetup<'_> {
     /// Makes the guest on the disk this instance's, and runs the hooks.
-    fn run(&self, sector: &mut Sector) -> Result<()> {
+    fn run(&self, seen: Seen<'_>) -> Result<()> {
         let (disk, workspace) = (self.disk, self.workspace);
-        with_first_sector(disk, disk.size_bytes, sector, |survey, sector| {
+        with_first_sector(disk, seen.bytes, seen.sector, |survey, sector| {
             let has_table = survey.table.is_some();
             let guest = match GuestRoot::seek(disk, workspace, survey, Trust::Trusted { options: "" })? {
                 Sought::Found(guest) => guest,

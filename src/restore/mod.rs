@@ -38,7 +38,7 @@ pub struct DiskRestore<'a> {
     pub workspace: &'a Workspace,
     pub on_failure: OnFailure,
     /// What is done to the restored disk before its first sector, which this is given, is written.
-    pub setup: &'a mut dyn FnMut(&mut Sector) -> Result<()>,
+    pub setup: &'a mut dyn FnMut(Seen<'_>) -> Result<()>,
 }
 
 impl DiskRestore<'_> {
@@ -144,10 +144,14 @@ impl DiskRestore<'_> {
         let disk = self.disk;
         let finished = restored.and_then(|()| {
             let mut sector = held.release()?;
+            let mut bytes = disk.size_bytes;
             if disk.size_bytes > size_bytes {
                 grow(disk, size_bytes, self.workspace, &mut sector)?;
+                if is_part_of_another(disk, size_bytes, &sector)? {
+                    bytes = size_bytes;
+                }
             }
-            (self.setup)(&mut sector)?;
+            (self.setup)(Seen { sector: &mut sector, bytes })?;
             report::step("flushing", || held.finish(&sector))
         });
         finished.map_err(|error| teardown::give_up(disk, self.on_failure, error, || held.wipe()))
@@ -160,6 +164,26 @@ fn partitions_of(disk: &dyn ReadAt, size_bytes: u64) -> Vec<(u64, u64)> {
     let table = partition_table::read(&Region::new(disk, &budget, 0, size_bytes)).ok().flatten();
     let parts = table.iter().flat_map(|table| &table.partitions);
     parts.map(|part| (part.start_bytes, part.size_bytes)).collect()
+}
+
+/// A restored disk, as what comes after the restore looks at it.
+pub struct Seen<'a> {
+    /// Its first one, which may not stand on it yet.
+    pub sector: &'a mut Sector,
+    /// All of it, or what there was of a member of an array: some marks are known by their distance from the end.
+    pub bytes: u64,
+}
+
+/// Whether a disk without a table holds what is no filesystem: a member of an array, for one.
+fn is_part_of_another(disk: &Disk, size_bytes: u64, sector: &Sector) -> Result<bool> {
+    match survey(disk, size_bytes, sector) {
+        Ok(survey) => {
+            let other = |part: &Part| matches!(part.content, Content::Other(_));
+            Ok(survey.table.is_none() && survey.parts.iter().any(other))
+        }
+        // A damaged table: whoever needs it says so.
+        Err(_) => signals::check().map(|()| false),
+    }
 }
 
 /// What is on the first `size_bytes` of a restored disk of which the first sector is yet to come. Without a table that sector is

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use super::{Sector, check_ext, with_first_sector};
+use super::{Seen, check_ext, with_first_sector};
 use crate::command::Tool;
 use crate::disk::{Disk, LoopDevice, Reidentify};
 use crate::filesystem::Filesystem;
@@ -26,17 +26,16 @@ pub fn renew_tree(root: &RootDir, name: &InstanceName) -> Result<()> {
 }
 
 /// Gives a restored disk new identifiers everywhere: its table, its filesystems and swap, and what its root and its EFI
-/// system partition say of them; its guest a new machine-id and new SSH host keys. `sector` is its first one, which does
-/// not stand on it yet.
+/// system partition say of them; its guest a new machine-id and new SSH host keys.
 pub fn renew(
     disk: &Disk,
     workspace: &Workspace,
-    sector: &mut Sector,
+    seen: Seen<'_>,
     name: &InstanceName,
     many_disks: bool,
 ) -> Result<()> {
     report::step("giving it an identity of its own", || {
-        with_first_sector(disk, disk.size_bytes, sector, |survey, sector| {
+        with_first_sector(disk, seen.bytes, seen.sector, |survey, sector| {
             let mut renewal = Reidentify::new(name.full(), many_disks);
             renewal.table(&disk.file, disk.size_bytes, &survey, sector)?;
             for part in &survey.parts {

@@ -84,7 +84,7 @@ pub fn against_bootstrap(settings: &Settings) -> Vec<Conflict> {
 /// What the node's files know of a mirror is not shown to a proxy that an instance names.
 fn against_foreign_proxy(settings: &Settings) -> Option<Conflict> {
     let of_mirror = settings.mirror.first().is_some_and(|mirror| credentials::split(mirror).1.is_some());
-    let of_sources = settings.apt_files.iter().any(AptFile::has_credentials);
+    let of_sources = settings.apt_files.iter().any(AptFile::may_have_credentials);
     let (what, name) = match () {
         () if of_mirror && !settings.is_parameter("mirror") => ("the mirror", "mirror"),
         () if of_sources => ("a source in apt_dir", "apt_dir"),

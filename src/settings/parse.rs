@@ -200,7 +200,7 @@ mod tests {
                 "http://mirror.example.org/debian",
                 "file:///srv/m sid",
                 "https://m.example.org/x /opt/script",
-                "http://deploy:s3%2fcret@m.example.org:8080/x@y",
+                "http://deploy:s3%2fcret@m.example.org:8080/x%40y",
                 "http://[2001:db8::1]:80/debian",
             ],
             &[
@@ -210,6 +210,7 @@ mod tests {
                 "http://m.example.org --foo",
                 // The / would end the host, and show the rest of the password.
                 "http://deploy:s3/cret@m.example.org/",
+                "http://deploy:8080/s3cret@m.example.org/",
                 "http://deploy:two%20words@m.example.org/",
                 "http://deploy:x%0amachine%20other@m.example.org/",
                 "http://m.example.org:99999/",

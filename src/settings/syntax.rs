@@ -33,9 +33,9 @@ pub fn is_url(text: &str, schemes: &[&str]) -> bool {
 }
 
 /// Whether what stands before the first `/` is `[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986, 3.2). A `/` in a password would end it
-/// too early, and the rest of the password be taken for a path: such a port is no number.
+/// too early, and the rest of the password be taken for a path: so no path has an `@`.
 fn is_authority(rest: &str) -> bool {
-    let authority = rest.split('/').next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (user, place) = match authority.rsplit_once('@') {
         Some((user, place)) => (user, place),
         None => ("", authority),
@@ -53,7 +53,11 @@ fn is_authority(rest: &str) -> bool {
         None => port.is_empty(),
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
-    !host.is_empty() && host.chars().all(plain) && port_fits && credentials::can_be_written(user)
+    !host.is_empty()
+        && host.chars().all(plain)
+        && port_fits
+        && !path.contains('@')
+        && credentials::can_be_written(user)
 }
 
 pub fn is_mirror(text: &str) -> bool {

@@ -1,5 +1,6 @@
 //! A seccomp filter for processes that install packages: what a capability alone would allow too much of. Device nodes are
-//! those that programs take for granted and no disk; the keys of the node's root are out of reach.
+//! those that programs take for granted and no disk; the keys of the node's root are out of reach; and no user namespace is made,
+//! in which a process has all capabilities again.
 //!
 //! It is a list of exceptions: what is not named here the kernel decides, by capabilities and mounts.
 
@@ -17,21 +18,64 @@ struct Abi {
     mknodat: u32,
     /// add_key, request_key, keyctl.
     keys: [u32; 3],
+    unshare: u32,
+    /// clone, and which of its arguments has the flags (CONFIG_CLONE_BACKWARDS2 of s390x turns two around).
+    clone: (u32, u32),
 }
+
+/// clone3 has this number everywhere. Its flags cannot be seen: without it the C library calls clone.
+const CLONE3: u32 = 435;
+/// CLONE_NEWUSER and CLONE_NEWCGROUP, linux/sched.h.
+const NAMESPACES: u32 = 0x1000_0000 | 0x0200_0000;
 
 /// Those of the architectures that Debian has, by their syscall tables. A process of any other ABI is killed.
 const ABIS: [Abi; 8] = [
     // x86-64, i386
-    Abi { arch: 0xc000_003e, mknod: Some(133), mknodat: 259, keys: [248, 249, 250] },
-    Abi { arch: 0x4000_0003, mknod: Some(14), mknodat: 297, keys: [286, 287, 288] },
+    Abi {
+        arch: 0xc000_003e,
+        mknod: Some(133),
+        mknodat: 259,
+        keys: [248, 249, 250],
+        unshare: 272,
+        clone: (56, 0),
+    },
+    Abi {
+        arch: 0x4000_0003,
+        mknod: Some(14),
+        mknodat: 297,
+        keys: [286, 287, 288],
+        unshare: 310,
+        clone: (120, 0),
+    },
     // arm64, arm
-    Abi { arch: 0xc000_00b7, mknod: None, mknodat: 33, keys: [217, 218, 219] },
-    Abi { arch: 0x4000_0028, mknod: Some(14), mknodat: 324, keys: [309, 310, 311] },
+    Abi { arch: 0xc000_00b7, mknod: None, mknodat: 33, keys: [217, 218, 219], unshare: 97, clone: (220, 0) },
+    Abi {
+        arch: 0x4000_0028,
+        mknod: Some(14),
+        mknodat: 324,
+        keys: [309, 310, 311],
+        unshare: 337,
+        clone: (120, 0),
+    },
     // riscv64, loong64, ppc64el, s390x
-    Abi { arch: 0xc000_00f3, mknod: None, mknodat: 33, keys: [217, 218, 219] },
-    Abi { arch: 0xc000_0102, mknod: None, mknodat: 33, keys: [217, 218, 219] },
-    Abi { arch: 0xc000_0015, mknod: Some(14), mknodat: 288, keys: [269, 270, 271] },
-    Abi { arch: 0x8000_0016, mknod: Some(14), mknodat: 290, keys: [278, 279, 280] },
+    Abi { arch: 0xc000_00f3, mknod: None, mknodat: 33, keys: [217, 218, 219], unshare: 97, clone: (220, 0) },
+    Abi { arch: 0xc000_0102, mknod: None, mknodat: 33, keys: [217, 218, 219], unshare: 97, clone: (220, 0) },
+    Abi {
+        arch: 0xc000_0015,
+        mknod: Some(14),
+        mknodat: 288,
+        keys: [269, 270, 271],
+        unshare: 282,
+        clone: (120, 0),
+    },
+    Abi {
+        arch: 0x8000_0016,
+        mknod: Some(14),
+        mknodat: 290,
+        keys: [278, 279, 280],
+        unshare: 303,
+        clone: (120, 1),
+    },
 ];
 
 /// The first number of x32, which shares the arch of x86-64.
@@ -51,6 +95,7 @@ const ARCH: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
 const REFUSE: sock_filter = give(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
+const UNKNOWN: sock_filter = give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
 const ALLOW: sock_filter = give(libc::SECCOMP_RET_ALLOW);
 
 const fn give(answer: u32) -> sock_filter {
@@ -88,17 +133,21 @@ fn judge_node(mode: u32) -> Vec<sock_filter> {
     code
 }
 
+/// Whether namespaces may be made; `flags` is the argument that names them. Ends in an answer.
+fn judge_namespaces(flags: u32) -> Vec<sock_filter> {
+    let mut code = vec![load_argument(flags), sock_filter { code: AND, jt: 0, jf: 0, k: NAMESPACES }];
+    code.extend(when(JUMP_EQUAL, 0, vec![ALLOW]));
+    code.push(REFUSE);
+    code
+}
+
 /// The filter as the kernel takes it.
 pub(super) fn program() -> Vec<sock_filter> {
     let mut code = vec![load(ARCH)];
     for abi in ABIS {
         let mut calls = vec![load(NUMBER)];
         if abi.arch == ABIS[0].arch {
-            calls.extend(when(
-                JUMP_NOT_BELOW,
-                X32,
-                vec![give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)],
-            ));
+            calls.extend(when(JUMP_NOT_BELOW, X32, vec![UNKNOWN]));
         }
         for number in abi.keys {
             calls.extend(when(JUMP_EQUAL, number, vec![REFUSE]));
@@ -107,6 +156,9 @@ pub(super) fn program() -> Vec<sock_filter> {
             calls.extend(when(JUMP_EQUAL, mknod, judge_node(1)));
         }
         calls.extend(when(JUMP_EQUAL, abi.mknodat, judge_node(2)));
+        calls.extend(when(JUMP_EQUAL, abi.unshare, judge_namespaces(0)));
+        calls.extend(when(JUMP_EQUAL, abi.clone.0, judge_namespaces(abi.clone.1)));
+        calls.extend(when(JUMP_EQUAL, CLONE3, vec![UNKNOWN]));
         calls.push(ALLOW);
         code.extend(when(JUMP_EQUAL, abi.arch, calls));
     }
@@ -158,9 +210,22 @@ mod tests {
             for number in abi.keys {
                 assert_eq!(answer(abi.arch, number, [0; 4]), refused);
             }
+            for flags in [0x1000_0000, 0x0200_0000, 0x1000_0011] {
+                let mut of_clone = [0; 4];
+                of_clone[abi.clone.1 as usize] = flags;
+                assert_eq!(answer(abi.arch, abi.clone.0, of_clone), refused);
+                assert_eq!(answer(abi.arch, abi.unshare, [flags, 0, 0, 0]), refused);
+            }
+            // SIGCHLD alone, and a thread's flags.
+            for flags in [17, 0x003d_0f00] {
+                assert_eq!(answer(abi.arch, abi.clone.0, [flags; 4]), allowed);
+            }
+            assert_eq!(answer(abi.arch, abi.unshare, [0x0002_0000, 0, 0, 0]), allowed);
+            assert_eq!(answer(abi.arch, CLONE3, [0; 4]), UNKNOWN.k);
             assert_eq!(answer(abi.arch, 1, [0; 4]), allowed);
         }
-        assert_eq!(answer(ABIS[0].arch, X32 | 133, [0; 4]), libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
+        assert_eq!(answer(ABIS[0].arch, X32 | 133, [0; 4]), UNKNOWN.k);
+        assert_eq!(i64::from(CLONE3), libc::SYS_clone3);
         assert_eq!(answer(1, 1, [0; 4]), libc::SECCOMP_RET_KILL_PROCESS);
     }
 
@@ -169,6 +234,8 @@ mod tests {
         let own = ABIS.iter().any(|abi| {
             i64::from(abi.mknodat) == libc::SYS_mknodat
                 && abi.keys.map(i64::from) == [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl]
+                && i64::from(abi.unshare) == libc::SYS_unshare
+                && i64::from(abi.clone.0) == libc::SYS_clone
         });
         assert!(own);
     }

@@ -15,7 +15,7 @@ use crate::plan::{DiskFacts, ImportPlan, Inputs, disk_path};
 use crate::report::{self, WithHint, size};
 use crate::request::{Context, DiskAddress, Instance};
 use crate::restore::tree::{self, TreeBackup};
-use crate::restore::{DiskRestore, Sector, reidentify};
+use crate::restore::{DiskRestore, Seen, reidentify};
 use crate::settings::Settings;
 use crate::sys::signals;
 
@@ -67,8 +67,8 @@ fn open_stream() -> Result<Source> {
 
 /// What the stream holds decides what the disk becomes.
 fn on_disk(plan: ImportPlan, disk: &Disk, workspace: &Workspace, source: Source) -> Result<()> {
-    let mut setup = |sector: &mut Sector| match plan.new_identity {
-        true => reidentify::renew(disk, workspace, sector, &plan.name, plan.many_disks),
+    let mut setup = |seen: Seen<'_>| match plan.new_identity {
+        true => reidentify::renew(disk, workspace, seen, &plan.name, plan.many_disks),
         false => Ok(()),
     };
     let restore = DiskRestore { disk, workspace, on_failure: plan.on_failure, setup: &mut setup };

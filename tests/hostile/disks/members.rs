@@ -42,16 +42,21 @@ fn half_of_a_mirror_is_neither_renamed_nor_grown() {
             assert!(answer.log.contains("a member of an md array"), "{what}: {}", answer.log);
             assert_eq!(digest(&disk.path), before, "{what}: {}", answer.log);
 
-            let larger = node.disk("larger", bytes + 64 * MIB);
-            let mut command = node.verb("import", &env_of(&node, "import", &larger));
-            command.stdin(File::open(&disk.path).unwrap());
-            let answer = Answer::of(command);
-            assert!(answer.done, "{what}: {}", answer.log);
-            let file = File::open(&larger).unwrap();
-            assert_eq!(read::<8>(&file, at), mark, "{what}: {}", answer.log);
-            let superblock = honest.root_at + 1024;
-            let of_honest = File::open(&disk.path).unwrap();
-            assert_eq!(read::<1024>(&file, superblock), read::<1024>(&of_honest, superblock), "{what}");
+            for identity in ["keep", "new"] {
+                let larger = node.disk("larger", bytes + 64 * MIB);
+                let mut env = env_of(&node, "import", &larger);
+                env.insert("OSP_IMPORT_IDENTITY".into(), identity.into());
+                let mut command = node.verb("import", &env);
+                command.stdin(File::open(&disk.path).unwrap());
+                let answer = Answer::of(command);
+                assert!(answer.done, "{what}, {identity}: {}", answer.log);
+                let file = File::open(&larger).unwrap();
+                assert_eq!(read::<8>(&file, at), mark, "{what}, {identity}: {}", answer.log);
+                let superblock = honest.root_at + 1024;
+                let of_honest = File::open(&disk.path).unwrap();
+                let (now, then) = (read::<1024>(&file, superblock), read::<1024>(&of_honest, superblock));
+                assert_eq!(now, then, "{what}, {identity}: {}", answer.log);
+            }
         }
     }
     node.assert_nothing_left();
