@@ -72,7 +72,7 @@ impl AdminFiles {
         own.iter().chain(&on_the_way).any(|exposure| exposure.of_another)
     }
 
-    /// Looks at a directory in which files are looked for by their names: whoever can add to it can add such a file. An error is a
+    /// Looks at a directory in which files are looked for by their names: a user who can add to it can add such a file. An error is a
     /// sentence; one that is not there has no file.
     pub fn look_in(&mut self, dir: &Path) -> Result<(), String> {
         if dir.is_dir() { self.open(dir).map(drop) } else { Ok(()) }
@@ -325,7 +325,7 @@ mod tests {
             assert_eq!(files.open(&file).is_err(), lenient, "{case}");
             assert_eq!(files.tolerated().len(), usize::from(strict && !lenient), "{case}");
         }
-        // Whoever looks for files in a directory takes what everybody can add.
+        // A program that looks for files in a directory takes what everybody can add.
         let error = AdminFiles::new(false).look_in(&sub).unwrap_err();
         assert!(error.contains("can be written by everybody (mode 1777): chmod go-w"), "{error}");
         assert!(AdminFiles::new(true).look_in(&dir.path().join("absent")).is_ok());
@@ -335,22 +335,22 @@ mod tests {
     fn what_links_lead_to_is_looked_at_and_circles_end() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().canonicalize().unwrap();
-        for name in ["hooks", "shared", "shared/deep", "mid"] {
+        for name in ["hooks", "linked", "linked/deep", "mid"] {
             std::fs::create_dir(place.join(name)).unwrap();
         }
-        symlink("../shared", place.join("hooks/one")).unwrap();
-        symlink("../shared", place.join("hooks/two")).unwrap();
-        symlink("../../hooks", place.join("shared/deep/back")).unwrap();
-        std::fs::write(place.join("shared/deep/setting"), "x").unwrap();
+        symlink("../linked", place.join("hooks/one")).unwrap();
+        symlink("../linked", place.join("hooks/two")).unwrap();
+        symlink("../../hooks", place.join("linked/deep/back")).unwrap();
+        std::fs::write(place.join("linked/deep/setting"), "x").unwrap();
         let look = |strict| AdminFiles::new(strict).look_at_tree(&place.join("hooks"));
         assert_eq!(look(true), [""; 0]);
-        chmod(&place.join("shared/deep/setting"), 0o666);
+        chmod(&place.join("linked/deep/setting"), 0o666);
         let problems = look(false);
         assert!(
             problems.len() == 1 && problems[0].contains("/deep/setting can be written by"),
             "{problems:?}"
         );
-        chmod(&place.join("shared/deep/setting"), 0o644);
+        chmod(&place.join("linked/deep/setting"), 0o644);
 
         // Who could make what a link names.
         symlink("../mid/sub/late", place.join("hooks/50-late")).unwrap();

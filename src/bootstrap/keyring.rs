@@ -45,7 +45,7 @@ pub fn missing(recipe: &Recipe) -> Result<Option<Missing>> {
 }
 
 impl Missing {
-    /// What to tell whoever wants that release.
+    /// The error for a create that wants that release.
     pub fn refusal(&self, suite: &str) -> Error {
         let fact = match &self.path {
             Some(path) => format!("{} is not there, which has the keys that sign {suite}", path.display()),

@@ -198,7 +198,7 @@ impl Entry {
 }
 
 impl Store {
-    /// The store in `dir`, which need not exist yet. Whoever could write to it cannot any more: before anything in it is looked at.
+    /// The store in `dir`, which need not exist yet. Write is taken from others before anything in it is looked at.
     pub fn open(dir: &Path, judgement: Judgement) -> Result<Store> {
         let store = Store { dir: dir.to_owned(), judgement };
         store.take_write_from_others()?;
@@ -300,7 +300,7 @@ impl Store {
         Ok(StoreLock { _file: file })
     }
 
-    /// Whoever may write to the directory could put another file in the place of the lock, or of a tree.
+    /// A user who may write to the directory could replace the lock, or a tree.
     fn take_write_from_others(&self) -> Result<()> {
         let dir = shown(&self.dir);
         let mode = match std::fs::metadata(&self.dir) {

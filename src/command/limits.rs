@@ -59,6 +59,6 @@ pub fn apply(root: &JobRoot) -> Result<()> {
     clear_ambient_capability_set().context("dropping capabilities")?;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).context("dropping capabilities")?;
-    // Our own program and libraries are files of the node. Nobody without CAP_SYS_PTRACE reaches them by /proc/1.
+    // Our own program and libraries are files of the node. Only a process with CAP_SYS_PTRACE reaches them by /proc/1.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding this process")
 }

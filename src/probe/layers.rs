@@ -1,5 +1,5 @@
 //! Devices that are a part of something larger: a member of an array, a physical volume, an encrypted volume. What looks like
-//! a filesystem on one is a piece of it, or lies below it: whoever writes there changes one half of a mirror.
+//! a filesystem on one is a piece of it, or lies below it: a write there changes one half of a mirror.
 
 use anyhow::{Context, Error, Result};
 
@@ -67,7 +67,7 @@ fn at_start(device: &Region<'_>) -> Result<Option<&'static str>> {
     Ok(found.or(md.then_some(MD)))
 }
 
-/// With where it stands.
+/// The mark and its place.
 fn at_end(device: &Region<'_>) -> Result<Option<(u64, &'static str)>> {
     let size = device.size_bytes();
     // md(4): version 1.0 is 8 to 12 KiB before the end, 0.90 at the last multiple of 64 KiB that leaves 64 KiB.

@@ -181,7 +181,7 @@ fn is_part_of_another(disk: &Disk, size_bytes: u64, sector: &Sector) -> Result<b
             let other = |part: &Part| matches!(part.content, Content::Other(_));
             Ok(survey.table.is_none() && survey.parts.iter().any(other))
         }
-        // A damaged table: whoever needs it says so.
+        // A damaged table: the code that needs it says so.
         Err(_) => signals::check().map(|()| false),
     }
 }

@@ -76,7 +76,7 @@ pub fn against_swap_file(settings: &Settings) -> Option<Conflict> {
     })
 }
 
-/// Why a tree may not be made as the settings say, whoever asks for it.
+/// Why a tree may not be made as the settings say, in any verb.
 pub fn against_bootstrap(settings: &Settings) -> Vec<Conflict> {
     against_unsigned_sources(settings).into_iter().chain(against_foreign_proxy(settings)).collect()
 }

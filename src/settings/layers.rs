@@ -47,7 +47,7 @@ pub fn gather(context: &Context, verb: &str) -> Result<Gathered> {
     let (version, defaults_reason) = defaults_version(&config, legacy, &mut found.problems);
     let defaults = defaults(version, context)?;
     let decided_by = config.defaults.as_ref().map(|_| config_path.as_path()).or(legacy);
-    // Whoever wrote the file that says how strictly files are judged does not decide that of his own.
+    // The author of the file that says how strictly files are judged does not decide that about his own file.
     if version == DefaultsVersion::One || decided_by.is_some_and(|path| found.files.belongs_to_another(path))
     {
         found.problems.extend(found.files.be_strict());

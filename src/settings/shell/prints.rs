@@ -11,7 +11,7 @@ use super::Files;
 use crate::command::LINE_BYTES;
 use crate::settings::table::KEYS;
 
-/// A shorter text stands in many lines by chance.
+/// A shorter text is in many lines by chance.
 const MIN_BYTES: usize = 4;
 /// The same of a line of a file within another one: `done` and `esac` are words.
 const MIN_BYTES_WITHIN: usize = 8;
