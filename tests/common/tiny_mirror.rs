@@ -37,7 +37,11 @@ gpg --quiet --batch --passphrase '' --quick-gen-key tiny@example.com ed25519 sig
 gpg --quiet --export > keyring.gpg
 gpg --quiet --clearsign --output dists/tiny/InRelease dists/tiny/Release
 gpg --quiet --armor --detach-sign --output dists/tiny/Release.gpg dists/tiny/Release
+agent=$(gpg-connect-agent --no-autostart 'getinfo pid' /bye | sed -n 's/^D //p')
 gpgconf --kill all
+# It ends a little later.
+i=0
+while grep -qs '^State:.[^Z]' "/proc/$agent/status" && [ $((i += 1)) -lt 100 ]; do sleep 0.02; done
 rm -rf gnupg
 cat > script <<'END'
 mirror_style release
