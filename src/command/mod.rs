@@ -152,8 +152,8 @@ impl Tool {
         self.isolated()
     }
 
-    /// Runs where /dev has this block device and no other, isolated: whatever a stranger's filesystem makes a tool look for, it
-    /// finds no other disk. The node's list of devices that libblkid keeps is neither read nor written.
+    /// Runs isolated, where /dev has this block device and no other: a filesystem of a guest cannot lead the tool to another
+    /// disk. The node's list of devices that libblkid keeps is neither read nor written.
     pub fn sees_only(mut self, device: &Path) -> Tool {
         self.root = JobRoot::NodeWithOne(device.into());
         self.env("BLKID_FILE", "/dev/null").isolated()

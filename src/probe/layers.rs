@@ -12,7 +12,7 @@ const SECTOR_BYTES: u64 = 512;
 const MD: &str = "a member of an md array";
 const LVM: &str = "a physical volume of LVM";
 
-/// A mark that stands at one place, and what a device is that has it. The places are those of libblkid's superblocks/*.c.
+/// The offset of a mark, its bytes, and the kind of device that has it. The offsets are those of libblkid's superblocks/*.c.
 type Mark = (usize, &'static [u8], &'static str);
 
 /// By the distance from the start; all of them lie within [`START_BYTES`]. A label of LVM is in one of the first four sectors.

@@ -187,7 +187,7 @@ fn is_part_of_another(disk: &Disk, size_bytes: u64, sector: &Sector) -> Result<b
 }
 
 /// What is on the first `size_bytes` of a restored disk of which the first sector is yet to come. Without a table that sector is
-/// its filesystem's own, and stands on the disk while `work` is at it.
+/// its filesystem's own, and is on the disk while `work` runs.
 pub fn with_first_sector<T>(
     disk: &Disk,
     size_bytes: u64,

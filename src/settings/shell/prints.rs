@@ -112,8 +112,8 @@ impl Prints {
     }
 }
 
-/// User and password of each URL in a text: what stands between `://` and the last `@` of the word. A word that was cut short may
-/// have had its `@` behind.
+/// User and password of each URL in a text: the bytes between `://` and the last `@` of the word. A word that was cut short may
+/// have lost its `@`.
 fn credentials(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let starts = text.windows(3).enumerate().filter(|(_, window)| window == b"://").map(|(at, _)| at + 3);
     starts.filter_map(move |start| {
@@ -148,7 +148,7 @@ fn of_bash(line: &[u8]) -> Option<Vec<u8>> {
     Some(shown)
 }
 
-/// The text without what stands in quotes, but for a sign of the shell.
+/// The text without its quoted parts. A quoted sign of the shell stays.
 fn quotes_cut(text: &[u8]) -> Vec<u8> {
     let Some(begin) = text.iter().position(|byte| b"`\"".contains(byte)) else { return text.to_vec() };
     let end =
