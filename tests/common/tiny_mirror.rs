@@ -12,6 +12,7 @@ use super::trees::shared;
 /// A mirror of one package that makes a tree of 50 MiB, with a debootstrap script for it: a bootstrap of seconds. The
 /// second stage leaves a process behind.
 const TINY_MIRROR: &str = r#"set -e
+rm -rf root pool dists gnupg script keyring.gpg
 mkdir -p root/DEBIAN root/etc root/usr/sbin root/usr/bin root/var/lib/dpkg root/var/log root/root pool
 index=main/binary-amd64/Packages
 mkdir -p dists/tiny/main/binary-amd64
